@@ -1,0 +1,22 @@
+"""CHIAR-Former: attention where tokens are complex, cheaper mixing where they are not."""
+
+from chiaroscuro.modeling import (
+    RECIPES,
+    ChiarConfig,
+    ChiarForCausalLM,
+    ChiarForSequenceClassification,
+    ChiarModel,
+    RoutingTrace,
+)
+from chiaroscuro.routing import RoutedMixer, calibrate
+
+__all__ = [
+    "RECIPES",
+    "ChiarConfig",
+    "ChiarForCausalLM",
+    "ChiarForSequenceClassification",
+    "ChiarModel",
+    "RoutedMixer",
+    "RoutingTrace",
+    "calibrate",
+]

@@ -1,0 +1,103 @@
+"""FLOPs that a call really executes, and ratios against the same-size full-attention model.
+
+What a model plans to spend it says itself (`ChiarForCausalLM.flops`). Here torch's FlopCounterMode watches what is
+run, under the same convention (`chiaroscuro.mixers.flops`); it is told of the kernels it does not know: real FFTs,
+and scaled dot-product attention on the CPU and with the causal triangle left out. A kernel that is given a mask
+computes every pair, and is counted so.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from chiaroscuro.mixers.flops import fft_flops
+from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM
+
+
+def executed_flops(run: Callable[[], Any]) -> float:
+    """FLOPs of every kernel that `run()` calls, backward passes included if it makes any."""
+    mapping = _fft_formulas() | _attention_formulas()
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def executed_forward_flops(model: nn.Module, input_ids: torch.Tensor) -> float:
+    """FLOPs of one forward pass in evaluation mode, without a cache."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return executed_flops(lambda: model(input_ids, use_cache=False))
+    finally:
+        model.train(was_training)
+
+
+def flops_ratios(model: ChiarForCausalLM, input_ids: torch.Tensor) -> dict[str, float]:
+    """What `model` spends on `input_ids`, divided by what the same-size full attention spends.
+
+    attention_ratio and total_ratio are planned from where the tokens of `input_ids` go, executed_ratio is counted while
+    both run.
+    """
+    twin_config: ChiarConfig = model.config.twin()
+    with torch.device(input_ids.device):
+        twin = ChiarForCausalLM(twin_config)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        routing = model(input_ids, use_cache=False, output_routing=True, logits_to_keep=1).routing
+    model.train(was_training)
+    batch_size, seq_len = input_ids.shape
+    planned, full = model.flops(batch_size, seq_len, routing), twin.flops(batch_size, seq_len)
+    executed = executed_forward_flops(model, input_ids) / executed_forward_flops(twin, input_ids)
+    return {
+        "attention_ratio": planned.attention / full.attention,
+        "total_ratio": planned.total / full.total,
+        "executed_ratio": executed,
+    }
+
+
+def _fft_formulas() -> dict[Any, Callable[..., float]]:
+    def forward(shape: Sequence[int], *args: Any, out_shape: Any = None) -> float:
+        return fft_flops(math.prod(shape[:-1]), shape[-1])
+
+    def inverse(shape: Sequence[int], dim: Any, normalization: int, length: int, *, out_shape: Any = None) -> float:
+        return fft_flops(math.prod(shape[:-1]), length)
+
+    return {torch.ops.aten._fft_r2c: forward, torch.ops.aten._fft_c2r: inverse}
+
+
+def _attention_formulas() -> dict[Any, Callable[..., float]]:
+    """Per kernel the place of `is_causal` among its arguments; the queries stand first, after the gradient in a
+    backward."""
+    aten = torch.ops.aten
+    forward = {
+        aten._scaled_dot_product_flash_attention_for_cpu: 4,
+        aten._scaled_dot_product_flash_attention: 4,
+        aten._scaled_dot_product_efficient_attention: 6,
+        aten._scaled_dot_product_cudnn_attention: 6,
+    }
+    backward = {
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: 7,
+        aten._scaled_dot_product_flash_attention_backward: 11,
+        aten._scaled_dot_product_efficient_attention_backward: 11,
+    }
+    formulas: dict[Any, Callable[..., float]] = {kernel: _attention(place, False) for kernel, place in forward.items()}
+    return formulas | {kernel: _attention(place, True) for kernel, place in backward.items()}
+
+
+def _attention(causal_place: int, backward: bool) -> Callable[..., float]:
+    """Two products of (Q, H) and (K, H) per head, five in a backward pass; with `is_causal` only the pairs of the
+    triangle."""
+
+    def count(*args: Any, out_shape: Any = None, is_causal: bool = False, **kwargs: Any) -> float:
+        (B, N, Q, H), (_, _, K, _) = args[1:3] if backward else args[:2]
+        causal = args[causal_place] if len(args) > causal_place else is_causal
+        pairs = Q * (Q + 1) / 2 if causal else Q * K
+        return (5 if backward else 2) * 2.0 * B * N * pairs * H
+
+    return count

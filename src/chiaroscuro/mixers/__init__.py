@@ -1,0 +1,22 @@
+"""The operators a token can be routed to, one nn.Module each, behind one interface; importing this registers them."""
+
+from chiaroscuro.mixers.attention import AttentionMixer
+from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, mixer_class, register_mixer
+from chiaroscuro.mixers.dct import DCTMixer
+from chiaroscuro.mixers.feed_forward import FeedForward
+from chiaroscuro.mixers.flops import Flops, Work
+from chiaroscuro.mixers.rbf import RBFMixer
+
+__all__ = [
+    "NO_CONTEXT",
+    "AttentionMixer",
+    "Context",
+    "DCTMixer",
+    "FeedForward",
+    "Flops",
+    "Mixer",
+    "RBFMixer",
+    "Work",
+    "mixer_class",
+    "register_mixer",
+]

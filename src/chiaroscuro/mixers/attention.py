@@ -1,0 +1,154 @@
+"""Multi-head softmax attention, of all tokens or of chosen ones.
+
+Shapes: B batch, T tokens, Q queries, K keys, D model channels, N heads, H head channels, M chosen tokens.
+"""
+
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, register_mixer
+from chiaroscuro.mixers.flops import Flops, Work, linear_flops
+from chiaroscuro.ops import Chosen, chosen_attention, rotate
+
+
+@register_mixer("attention")
+class AttentionMixer(Mixer):
+    """Full self-attention (paper, section 1), with rotary positions where the context brings them.
+
+    keys: "all": a chosen token sees every earlier token, whose keys and values are computed and cached even when it is
+    routed elsewhere. "routed": it sees the earlier tokens that were themselves chosen, and nothing is computed or
+    cached for the others. When all tokens attend to all, the attention implementation of the configuration is used
+    (transformers' attention interface), SDPA by default.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        keys: Literal["all", "routed"] = "all",
+        dropout: float = 0.0,
+        causal: bool = True,
+        config: Any = None,
+    ):
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"hidden size {hidden_size} does not divide into {num_heads} heads")
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.keys = keys
+        self.dropout = dropout
+        self.causal = causal
+        self.config = config
+        self.num_key_value_groups = 1  # read by transformers' attention functions
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        return cls(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.attention_keys,
+            config.attention_dropout,
+            config=config,
+        )
+
+    def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
+        queries = x_BTD if chosen is None else chosen.take(x_BTD)
+        keys_routed = self.keys == "routed" and chosen is not None
+        sources = queries if keys_routed else x_BTD
+        q = self._heads(self.query(queries), context.rotary, chosen)
+        k, v = self.key_value(sources).chunk(2, dim=-1)
+        k = self._heads(k, context.rotary, chosen if keys_routed else None)
+        v = self._heads(v, None, chosen if keys_routed else None)
+
+        usable_BT = context.valid_BT
+        if chosen is not None and keys_routed:
+            usable_BT = chosen.filled_BQ
+        elif self.keys == "routed" and context.routed_BT is not None:
+            usable_BT = context.routed_BT
+        past = 0 if not context.state else context.state["k"].shape[2]
+        k, v, usable_BK = _append(context.state, k, v, usable_BT)
+
+        if chosen is None and self._interface_knows_mask(context, past, x_BTD.shape[1], usable_BK):
+            out = self._interface(q, k, v, context.attention_mask)
+        else:
+            visible_BQ = self._visible(x_BTD, chosen, past, k.shape[2], keys_routed)
+            out = chosen_attention(q, k, v, visible_BQ, usable_BK, self._dropout)
+        out = out.transpose(1, 2).flatten(2)
+        return self.out(out if chosen is None else chosen.unpad(out))
+
+    def _heads(self, rows: Tensor, rotary: tuple[Tensor, Tensor] | None, chosen: Chosen | None) -> Tensor:
+        """Split channels into heads, turn them by their positions, and lay them out as (B, N, T or Q, H)."""
+        heads = rows.unflatten(-1, (self.num_heads, self.head_dim))
+        if rotary is not None:
+            cos, sin = rotary
+            if chosen is not None:
+                B, T = chosen.mask_BT.shape
+                cos, sin = (chosen.take(table.expand(B, T, -1)) for table in (cos, sin))
+            heads = rotate(heads, cos.unsqueeze(-2), sin.unsqueeze(-2))
+        return (heads if chosen is None else chosen.pad(heads)).transpose(1, 2)
+
+    def _visible(self, x_BTD: Tensor, chosen: Chosen | None, past: int, K: int, keys_routed: bool) -> Tensor:
+        """How many leading keys each query may see, (B, Q)."""
+        B, T = x_BTD.shape[:2]
+        position_BT = torch.arange(T, device=x_BTD.device).expand(B, T)
+        if chosen is None:
+            visible_BQ = past + position_BT + 1
+        elif keys_routed:
+            visible_BQ = (past + 1 + torch.arange(chosen.Q, device=x_BTD.device)) * chosen.filled_BQ
+        else:
+            visible_BQ = chosen.pad(past + 1 + position_BT.flatten()[chosen.flat_M])
+        return visible_BQ if self.causal else torch.where(visible_BQ > 0, K, 0)
+
+    def _interface_knows_mask(self, context: Context, past: int, T: int, usable_BK: Tensor | None) -> bool:
+        """Whether `context.attention_mask`, or its absence, says all there is to say about who sees whom."""
+        if self.keys == "routed" and context.routed_BT is not None:
+            return False
+        return context.attention_mask is not None or (usable_BK is None and (past == 0 or T == 1))
+
+    def _interface(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        implementation = getattr(self.config, "_attn_implementation", None) or "sdpa"
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        out_BTNH, _ = attend(
+            self, q, k, v, mask, dropout=self._dropout, scaling=self.head_dim**-0.5, is_causal=self.causal
+        )
+        return out_BTNH.transpose(1, 2)
+
+    @property
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def flops(self, work: Work) -> Flops:
+        D = self.hidden_size
+        projections = 2 * linear_flops(work.chosen, D, D) + linear_flops(work.keys, D, 2 * D)
+        return Flops(attention=2 * linear_flops(work.pairs, D, 1), mixing=projections)
+
+    def state_size(self, length: int) -> int:
+        return 2 * length * self.hidden_size
+
+
+def _append(
+    state: dict[str, Tensor] | None, k_BNTH: Tensor, v_BNTH: Tensor, usable_BT: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Put new keys and values behind those in `state`, and say which of all are usable (None: all).
+
+    The state marks the usable keys from the first time that some are not.
+    """
+    if state is None:
+        return k_BNTH, v_BNTH, usable_BT
+    past = state["k"].shape[2] if state else 0
+    if usable_BT is not None or "usable_BK" in state:
+        B, T = k_BNTH.shape[0], k_BNTH.shape[2]
+        before = state.get("usable_BK", k_BNTH.new_ones(B, past, dtype=torch.bool))
+        now = k_BNTH.new_ones(B, T, dtype=torch.bool) if usable_BT is None else usable_BT
+        state["usable_BK"] = torch.cat((before, now), dim=1)
+    state["k"] = torch.cat((state["k"], k_BNTH), dim=2) if past else k_BNTH
+    state["v"] = torch.cat((state["v"], v_BNTH), dim=2) if past else v_BNTH
+    return state["k"], state["v"], state.get("usable_BK")

@@ -1,0 +1,101 @@
+"""The interface of an operator that tokens can be routed to, and the registry of operators by name.
+
+Shapes: B batch, T tokens, D model channels, H head channels, M chosen tokens of all rows.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from torch import Tensor, nn
+
+from chiaroscuro.mixers.flops import Flops, Work
+from chiaroscuro.ops import Chosen
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a mixer may know beside the token vectors. Everything is optional; a mixer used alone needs none of it.
+
+    valid_BT: False at padding, which must not reach other tokens.
+    rotary: cosines and sines of the tokens' positions, each (B or 1, T, H); None: no rotary position embedding.
+    attention_mask: a mask of queries against all keys, in the form the chosen attention implementation takes.
+    routed_BT: the tokens routed to this operator, when it is run on all tokens (dense dispatch).
+    spectrum_BTD: the orthonormal DCT of the tokens, when it has been computed already.
+    state: tensors the mixer keeps between calls, each with the batch as first axis; it reads and replaces its own
+        entries. None: nothing precedes these tokens and nothing need be kept.
+    """
+
+    valid_BT: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    attention_mask: Tensor | None = None
+    routed_BT: Tensor | None = None
+    spectrum_BTD: Tensor | None = None
+    state: dict[str, Tensor] | None = None
+
+
+NO_CONTEXT = Context()
+
+
+class Mixer(nn.Module, ABC):
+    """An operator on token vectors, (B, T, D) to (B, T, D).
+
+    It keeps the rows of a batch apart, and when `causal` the output at a position depends on nothing after it. Given
+    `chosen` it returns the output of the chosen tokens only, flat rows (M, D), equal to what it returns for them when
+    all are asked for; tokens that are not chosen may still serve as context. Called on consecutive pieces of a
+    sequence with the same `state`, it returns the pieces of what it returns for the whole.
+    """
+
+    causal: bool = True
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Any) -> Self:
+        """Build the mixer from a model configuration (`ChiarConfig`)."""
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
+        """Outputs of all tokens (B, T, D), or of the chosen ones, flat (M, D)."""
+
+    @abstractmethod
+    def flops(self, work: Work) -> Flops:
+        """Forward FLOPs of `work`, by the convention of `chiaroscuro.mixers.flops`."""
+
+    def state_size(self, length: int) -> int:
+        """How many numbers `state` holds per sequence after `length` tokens, all of them chosen."""
+        return 0
+
+    def reset_parameters(self) -> None:
+        """Set parameters and buffers held by this module itself, not by its children, to their starting values.
+
+        Use `transformers.initialization`, which leaves alone what a checkpoint has just filled.
+        """
+
+    def fit(self, x_BTD: Tensor) -> None:
+        """Set what should start from data, given typical inputs. Called once before training."""
+
+
+M = TypeVar("M", bound=Mixer)
+_MIXERS: dict[str, type[Mixer]] = {}
+
+
+def register_mixer(name: str) -> Callable[[type[M]], type[M]]:
+    """Class decorator: make a mixer available to configurations under `name`. Raises ValueError when the name is
+    taken by another class."""
+
+    def register(cls: type[M]) -> type[M]:
+        known = _MIXERS.setdefault(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"operator {name!r} is already registered, by {known.__module__}.{known.__qualname__}")
+        _MIXERS[name] = cls
+        return cls
+
+    return register
+
+
+def mixer_class(name: str) -> type[Mixer]:
+    """The mixer registered under `name`. Raises ValueError listing the known names."""
+    if name not in _MIXERS:
+        raise ValueError(f"unknown operator {name!r}; known operators: {', '.join(sorted(_MIXERS))}")
+    return _MIXERS[name]

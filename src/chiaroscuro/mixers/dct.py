@@ -1,0 +1,47 @@
+"""DCT spectral mixing: a learned filter on the channel spectrum of each token.
+
+Shapes: B batch, T tokens, D model channels, M chosen tokens.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, register_mixer
+from chiaroscuro.mixers.flops import Flops, Work, fft_flops
+from chiaroscuro.ops import Chosen, dct, idct
+
+
+@register_mixer("dct")
+class DCTMixer(Mixer):
+    """y = iDCT(w * DCT(x)) over the channels, w learned (paper, section 1). Tokens are not mixed with each other.
+
+    `start` is the initial value of w: 1 makes the operator the identity, 0 makes it nothing until it has learned.
+    """
+
+    def __init__(self, hidden_size: int, start: float = 1.0):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.start = start
+        self.filter = nn.Parameter(torch.empty(hidden_size))
+        self.reset_parameters()
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        return cls(config.hidden_size, config.dct_filter_start)
+
+    def reset_parameters(self) -> None:
+        init.constant_(self.filter, self.start)
+
+    def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
+        tokens = x_BTD if context.spectrum_BTD is None else context.spectrum_BTD
+        if chosen is not None:
+            tokens = chosen.take(tokens)
+        spectrum = dct(tokens) if context.spectrum_BTD is None else tokens
+        return idct(spectrum * self.filter).to(x_BTD.dtype)
+
+    def flops(self, work: Work) -> Flops:
+        transforms = 1 if work.spectrum else 2
+        return Flops(mixing=transforms * fft_flops(work.chosen, self.hidden_size))

@@ -1,0 +1,94 @@
+"""The convention by which FLOPs are counted, and what a module reports.
+
+Two per multiply-add, forward pass. Softmax attention counts the keys a query may see (causal: half). A real FFT of
+length n is 2.5 n log2 n. Elementwise work, norms and softmax are not counted.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Forward FLOPs by part. `attention` is the product of queries and keys and the weighted sum of values, the part
+    that grows with the square of the length and that the paper counts; the projections around it are `mixing`, as is
+    all other work of the operators. `routing` is what deciding costs, the transform that entropy needs included."""
+
+    attention: float = 0.0
+    mixing: float = 0.0
+    routing: float = 0.0
+    feed_forward: float = 0.0
+    head: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operator is asked to do in one forward pass over a batch.
+
+    tokens: all tokens of the batch. chosen: those whose output is wanted. keys: those that serve as keys. pairs: the
+    (chosen token, key) pairs that may see each other. length: tokens per sequence. spectrum: whether the DCT of all
+    tokens is already at hand. Numbers may be fractions, being expectations when nothing has been routed yet.
+    """
+
+    tokens: float
+    chosen: float
+    keys: float
+    pairs: float
+    length: int
+    spectrum: bool = False
+
+    @classmethod
+    def dense(cls, batch_size: int, length: int, causal: bool = True, spectrum: bool = False) -> "Work":
+        """Every token chosen."""
+        return cls.expected(batch_size, length, 1.0, causal=causal, spectrum=spectrum)
+
+    @classmethod
+    def expected(
+        cls,
+        batch_size: int,
+        length: int,
+        share: float,
+        routed_keys: bool = False,
+        causal: bool = True,
+        spectrum: bool = False,
+    ) -> "Work":
+        """A `share` of the tokens chosen, spread evenly over the positions; with `routed_keys` the same tokens are
+        keys."""
+        tokens, chosen = batch_size * length, share * batch_size * length
+        keys_per_row = share * length if routed_keys else length
+        seen = (keys_per_row + 1) / 2 if causal else keys_per_row
+        return cls(tokens, chosen, batch_size * keys_per_row, chosen * seen, length, spectrum)
+
+    @classmethod
+    def measured(
+        cls, mask_BT: Tensor, valid_BT: Tensor, routed_keys: bool = False, causal: bool = True, spectrum: bool = False
+    ) -> "Work":
+        """The tokens of `mask_BT` chosen, of which with `routed_keys` each serves as key, and otherwise all valid
+        ones."""
+        key_BT = mask_BT if routed_keys else valid_BT
+        seen_BT = key_BT.cumsum(1) if causal else key_BT.sum(1, keepdim=True)
+        return cls(
+            float(valid_BT.sum()),
+            float(mask_BT.sum()),
+            float(key_BT.sum()),
+            float((seen_BT * mask_BT).sum()),
+            mask_BT.shape[1],
+            spectrum,
+        )
+
+
+def linear_flops(rows: float, inputs: int, outputs: int) -> float:
+    return 2.0 * rows * inputs * outputs
+
+
+def fft_flops(rows: float, length: int) -> float:
+    return rows * 2.5 * length * math.log2(length) if length > 1 else 0.0

@@ -1,0 +1,165 @@
+"""The configuration of a CHIAR-Former."""
+
+from typing import Any, ClassVar, Self
+
+from transformers import PreTrainedConfig
+
+from chiaroscuro.mixers import mixer_class
+from chiaroscuro.modeling.recipes import recipe_named
+from chiaroscuro.routing import check_thresholds, router_class
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "attention_keys": ("all", "routed"),
+    "dispatch": ("auto", "dense", "sparse"),
+    "norm_placement": ("pre", "post"),
+    "position_embedding": ("rotary", "learned"),
+    "meta_router": ("none", "causal", "paper"),
+    "feed_forward": ("shared", "per_operator"),
+}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rbf_features",
+)
+
+
+class ChiarConfig(PreTrainedConfig):
+    """Sizes, operators per layer, and how tokens are routed. Raises ValueError for anything unknown or that does not
+    fit.
+
+    The defaults are those of the recipe `chiar`; `ChiarConfig.from_recipe(name, **fields)` starts from another one.
+
+    recipe: the recipe the fields started from.
+    layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
+    router: "threshold", "soft", "hard" or "random" (`chiaroscuro.routing`).
+    tau_low, tau_high: thresholds before calibration; None: where they would lie for white noise.
+    attention_keys: "all": a token sees every earlier token; "routed": those that were routed to attention in the layer.
+    dispatch: "sparse": operators run on their tokens only; "dense": on all, and gates blend; "auto": sparse where it
+        can.
+    norm_placement: "pre": x + op(norm(x)); "post", the paper's: norm(x + op(x)), a norm of its own for each operator.
+    embedding_norm: a norm after the embedding, so that the residual stream starts at scale one whatever the operators.
+    meta_router: "causal" or "paper", which reads the future (`chiaroscuro.routing.MetaRouter`), gates the first layer.
+    feed_forward: one network per layer, or one per operator of the layer.
+    dct_filter_start: initial value of the spectral filter; 1 is the identity.
+    entropy_dc_weight: see `chiaroscuro.ops.spectral_entropy`; 2 in converted checkpoints of the authors' code.
+    collapse_weight: lambda of the collapse regulariser (`chiaroscuro.routing.utilisation_entropy`).
+    """
+
+    model_type = "chiaroscuro"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "routing", "meta_gate"]
+
+    recipe: str = "chiar"
+    vocab_size: int = 8192
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 8192
+    layer_operators: list[list[str]] | None = None
+    router: str = "threshold"
+    tau_low: float | None = None
+    tau_high: float | None = None
+    attention_keys: str = "all"
+    dispatch: str = "auto"
+    norm_placement: str = "pre"
+    embedding_norm: bool = True
+    position_embedding: str = "rotary"
+    rope_base: float = 10000.0
+    meta_router: str = "none"
+    feed_forward: str = "shared"
+    dct_filter_start: float = 0.0
+    rbf_features: int = 64
+    entropy_dc_weight: float = 1.0
+    collapse_weight: float = 0.0
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        plan = recipe_named(self.recipe).plan
+        if self.layer_operators is None:
+            _check_size("num_hidden_layers", self.num_hidden_layers)
+            self.layer_operators = plan(self.num_hidden_layers)
+        self.layer_operators = [list(operators) for operators in self.layer_operators]
+        self.num_hidden_layers = len(self.layer_operators)
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+        self._check()
+
+    @classmethod
+    def from_recipe(cls, name: str, **fields: Any) -> Self:
+        """The configuration of a recipe; any field may be given, and the plan of layers follows `num_hidden_layers`.
+
+        Published thresholds belong to the published width: at another `hidden_size` they are left to calibration.
+        """
+        chosen = {"recipe": name} | recipe_named(name).fields | fields
+        width = recipe_named(name).fields.get("hidden_size")
+        if chosen.get("hidden_size") != width:
+            for threshold in ("tau_low", "tau_high"):
+                chosen[threshold] = fields.get(threshold)
+        return cls(**chosen)
+
+    def twin(self) -> "ChiarConfig":
+        """The `full_attention` model of the same size that ratios are measured against."""
+        same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        special = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+        return ChiarConfig.from_recipe("full_attention", **{name: getattr(self, name) for name in (*same, *special)})
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What transformers builds the cache from: one `RoutedCacheLayer` per layer."""
+        return ["chiaroscuro"] * self.num_hidden_layers
+
+    def validate_layer_type(self) -> None:
+        """Replaces transformers' check, which admits only its own layer types."""
+
+    def _check(self) -> None:
+        for name in (*_SIZES, "intermediate_size"):
+            _check_size(name, getattr(self, name))
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        for layer, operators in enumerate(self.layer_operators or ()):
+            if not operators:
+                raise ValueError(f"layer {layer} has no operator; give each layer at least one")
+            if len(set(operators)) < len(operators):
+                raise ValueError(f"layer {layer} lists an operator twice: {', '.join(operators)}")
+            for operator in operators:
+                mixer_class(operator)
+            if self.router == "threshold" and len(operators) > 3:
+                raise ValueError(
+                    f"layer {layer} has {len(operators)} operators; the threshold router takes two or three"
+                )
+        hard = router_class(self.router).hard
+        if self.dispatch == "sparse" and not hard:
+            raise ValueError(f"router {self.router!r} blends all operators, so dispatch must be 'auto' or 'dense'")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} attention heads"
+            )
+        if self.position_embedding == "rotary" and self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"rotary positions need an even head size, got {self.hidden_size} / {self.num_attention_heads}"
+            )
+        if (self.tau_low is None) != (self.tau_high is None):
+            raise ValueError("give both tau_low and tau_high, or neither")
+        if self.tau_low is not None and self.tau_high is not None:
+            check_thresholds(self.tau_low, self.tau_high)
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+
+def _check_size(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}")

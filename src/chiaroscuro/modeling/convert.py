@@ -1,0 +1,101 @@
+"""Read a checkpoint of the paper's public code into a `ChiarForCausalLM`.
+
+Such a file is a pickle holding `{"step", "model": state_dict, "val_ppl", "cfg"}`. It is read with
+`weights_only=True`, so that nothing in it is run. Two facts about that code are built into the result: its filter
+acts as 2 C^T diag(w) C with C the orthonormal DCT, so w is doubled, and its entropy counts the energy of the constant
+coefficient twice (`entropy_dc_weight`).
+"""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chiaroscuro.modeling.configuration import ChiarConfig
+from chiaroscuro.modeling.heads import ChiarForCausalLM
+
+_NORMS_AND_FEED_FORWARD = {
+    "dct_mix.norm.": "mixer.mixers.dct.norm.",
+    "attn.norm.": "mixer.mixers.attention.norm.",
+    "attn.out_proj.": "mixer.mixers.attention.mixer.out.",
+    "ffn.0.": "feed_forwards.0.up.",
+    "ffn.3.": "feed_forwards.0.down.",
+    "ffn_norm.": "feed_forward_norm.",
+}
+
+
+def convert(checkpoint: Path) -> ChiarForCausalLM:
+    """The model in `checkpoint`, in the dtype of its weights. Raises ValueError when it is not such a checkpoint."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{checkpoint} is not a readable checkpoint of the paper's code: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or "cfg" not in content:
+        raise ValueError(
+            f"{checkpoint} does not hold the entries 'model' and 'cfg' of a checkpoint of the paper's code"
+        )
+    weights, settings = content["model"], content["cfg"]
+    config = _config(weights, settings)
+    model = ChiarForCausalLM(config).to(weights["token_emb.weight"].dtype)
+    missing, unexpected = model.load_state_dict(_renamed(weights, config, settings), strict=False)
+    if missing or unexpected:
+        raise ValueError(f"{checkpoint} does not fit: missing {sorted(missing)}, not understood {sorted(unexpected)}")
+    return model.eval()
+
+
+def _config(weights: dict[str, Tensor], settings: dict[str, Any]) -> ChiarConfig:
+    layers = []
+    for index in range(settings["n_layers"]):
+        operators = {"dct": f"layers.{index}.dct_mix.w", "attention": f"layers.{index}.attn.qkv.weight"}
+        layers.append([name for name, key in operators.items() if key in weights])
+    return ChiarConfig.from_recipe(
+        "v2",
+        vocab_size=settings["vocab_size"],
+        hidden_size=settings["d_model"],
+        num_attention_heads=settings["n_heads"],
+        layer_operators=layers,
+        max_position_embeddings=settings["max_seq_len"],
+        rope_base=float(settings["rope_base"]),
+        dropout=float(settings["dropout"]),
+        router=settings["routing_mode"],
+        tau_low=settings["tau_low"],
+        tau_high=settings["tau_high"],
+        meta_router="paper" if settings["use_meta_router"] else "none",
+        entropy_dc_weight=2.0,
+    )
+
+
+def _renamed(weights: dict[str, Tensor], config: ChiarConfig, settings: dict[str, Any]) -> dict[str, Tensor]:
+    dtype = weights["token_emb.weight"].dtype
+    renamed = {
+        "model.embed_tokens.weight": weights["token_emb.weight"],
+        "lm_head.weight": weights["token_emb.weight"],
+        "model.norm.weight": weights["norm.weight"],
+        "model.norm.bias": weights["norm.bias"],
+    }
+    for layer, operators in enumerate(config.layer_operators or ()):
+        if len(operators) > 1:
+            thresholds = torch.tensor([settings["tau_low"], settings["tau_high"]], dtype=dtype)
+            renamed[f"model.layers.{layer}.mixer.router.thresholds"] = thresholds
+    for key, weight in weights.items():
+        if key.startswith("meta_router.gate_proj."):
+            renamed["model.meta_router.gate." + key.rsplit(".", 1)[1]] = weight
+        found = re.fullmatch(r"layers\.(\d+)\.(.+)", key)
+        if found is None:
+            continue
+        prefix, name = f"model.layers.{found[1]}.", found[2]
+        if name == "dct_mix.w":
+            renamed[prefix + "mixer.mixers.dct.mixer.filter"] = 2 * weight
+        elif name.startswith("attn.qkv."):
+            kind = name.rsplit(".", 1)[1]
+            query, key_value = weight.split([config.hidden_size, 2 * config.hidden_size])
+            renamed[prefix + f"mixer.mixers.attention.mixer.query.{kind}"] = query
+            renamed[prefix + f"mixer.mixers.attention.mixer.key_value.{kind}"] = key_value
+        else:
+            for old, new in _NORMS_AND_FEED_FORWARD.items():
+                if name.startswith(old):
+                    renamed[prefix + new + name.removeprefix(old)] = weight
+    return renamed

@@ -1,0 +1,173 @@
+"""The model with a language-modelling or a classification head.
+
+Shapes: B batch, T tokens, D model channels, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
+from transformers.utils import can_return_tuple
+
+from chiaroscuro.mixers import Flops
+from chiaroscuro.modeling.configuration import ChiarConfig
+from chiaroscuro.modeling.layer import RoutingTrace
+from chiaroscuro.modeling.model import ChiarModel, ChiarModelOutput, ChiarPreTrainedModel
+from chiaroscuro.routing import utilisation, utilisation_entropy
+
+
+@dataclass
+class ChiarCausalLMOutput(CausalLMOutputWithPast):
+    """As `ChiarModelOutput`, with loss and logits."""
+
+    routing: tuple[RoutingTrace, ...] | None = None
+    meta_gate: Tensor | None = None
+
+
+@dataclass
+class ChiarClassifierOutput(SequenceClassifierOutputWithPast):
+    """As `ChiarModelOutput`, with loss and logits."""
+
+    routing: tuple[RoutingTrace, ...] | None = None
+    meta_gate: Tensor | None = None
+
+
+class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
+    """A causal language model; the head shares its weight with the embedding."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: ChiarConfig):
+        super().__init__(config)
+        self.model = ChiarModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_routing: bool = False,
+        **kwargs: Any,
+    ) -> ChiarCausalLMOutput:
+        """`ChiarModel.forward`, and logits (B, T, V) of the last `logits_to_keep` tokens, all by default.
+
+        labels (B, T), -100 where there is none, are shifted here: the logits at t are held against the label at t + 1.
+        """
+        outputs: ChiarModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_routing=output_routing or self.config.collapse_weight > 0,
+            **kwargs,
+        )
+        hidden_BTD = outputs.last_hidden_state
+        assert hidden_BTD is not None
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_BTD[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = loss + collapse_penalty(self.config, outputs.routing)
+        return ChiarCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            routing=outputs.routing if output_routing else None,
+            meta_gate=outputs.meta_gate,
+        )
+
+    def flops(self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None) -> Flops:
+        """`ChiarModel.flops`, with the head."""
+        head = 2.0 * batch_size * seq_len * self.config.hidden_size * self.config.vocab_size
+        return self.model.flops(batch_size, seq_len, routing) + Flops(head=head)
+
+
+class ChiarForSequenceClassification(ChiarPreTrainedModel):
+    """The mean of the tokens that are not padding, then linear, GELU, dropout, linear (paper, section 2)."""
+
+    def __init__(self, config: ChiarConfig):
+        super().__init__(config)
+        assert config.num_labels is not None
+        self.num_labels: int = config.num_labels
+        self.model = ChiarModel(config)
+        self.classifier = nn.Sequential(
+            nn.Linear(config.hidden_size, config.hidden_size),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden_size, self.num_labels),
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_routing: bool = False,
+        **kwargs: Any,
+    ) -> ChiarClassifierOutput:
+        """`ChiarModel.forward`, and logits (B, num_labels). labels: (B,)."""
+        outputs: ChiarModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_routing=output_routing or self.config.collapse_weight > 0,
+            **kwargs,
+        )
+        hidden_BTD = outputs.last_hidden_state
+        assert hidden_BTD is not None
+        weight_BT1 = hidden_BTD.new_ones((*hidden_BTD.shape[:2], 1))
+        if attention_mask is not None:
+            weight_BT1 = attention_mask[:, -hidden_BTD.shape[1] :, None].to(hidden_BTD.dtype)
+        pooled = (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1.0)
+        logits = self.classifier(pooled)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+            loss = loss + collapse_penalty(self.config, outputs.routing)
+        return ChiarClassifierOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            routing=outputs.routing if output_routing else None,
+            meta_gate=outputs.meta_gate,
+        )
+
+    def flops(self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None) -> Flops:
+        """`ChiarModel.flops`, with the head."""
+        D = self.config.hidden_size
+        return self.model.flops(batch_size, seq_len, routing) + Flops(head=2.0 * batch_size * D * (D + self.num_labels))
+
+
+def collapse_penalty(config: ChiarConfig, routing: tuple[RoutingTrace, ...] | None) -> float | Tensor:
+    """- lambda times the mean over layers of the utilisation entropy (paper, collapse regulariser)."""
+    if not config.collapse_weight or not routing:
+        return 0.0
+    entropies = [utilisation_entropy(utilisation(trace.gates)) for trace in routing]
+    return -config.collapse_weight * torch.stack(entropies).mean()

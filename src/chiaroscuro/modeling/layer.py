@@ -1,0 +1,143 @@
+"""One layer: routed operators, then a feed-forward network, each with its residual and norm.
+
+Shapes: B batch, T tokens, D model channels, O operators, M chosen tokens of all rows.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from chiaroscuro.mixers import NO_CONTEXT, Context, FeedForward, Flops, Mixer, Work, mixer_class
+from chiaroscuro.modeling.configuration import ChiarConfig
+from chiaroscuro.ops import Chosen
+from chiaroscuro.routing import RoutedMixer, Router, Routing, ThresholdRouter, dispatch, router_class, utilisation
+
+
+@dataclass
+class RoutingTrace:
+    """Where the tokens of one layer went.
+
+    layer: its index. operators: their names. entropy (B, T): spectral entropy of each token as the layer saw it.
+    choice (B, T): index into `operators`. gates (B, T, O): weights of the operators' outputs, zero at padding.
+    """
+
+    layer: int
+    operators: tuple[str, ...]
+    entropy: Tensor
+    choice: Tensor
+    gates: Tensor
+
+    def shares(self) -> dict[str, float]:
+        """Mean gate of each operator over the tokens that are not padding."""
+        return dict(zip(self.operators, utilisation(self.gates.detach().float()).tolist(), strict=True))
+
+    def work(self, index: int, routed_keys: bool) -> Work:
+        """What the operator at `index` had to do."""
+        valid_BT = self.gates.detach().sum(-1) > 0
+        return Work.measured(valid_BT & (self.choice == index), valid_BT, routed_keys, spectrum=True)
+
+
+class PostNorm(Mixer):
+    """norm(x + mixer(x)): an operator of the paper, which ends in a norm of its own."""
+
+    def __init__(self, mixer: Mixer, norm: nn.LayerNorm):
+        super().__init__()
+        self.mixer = mixer
+        self.norm = norm
+        self.causal = mixer.causal
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        raise TypeError("PostNorm wraps a mixer and is not chosen by name")
+
+    def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
+        residual = x_BTD if chosen is None else chosen.take(x_BTD)
+        return self.norm(residual + self.mixer(x_BTD, chosen, context))
+
+    def flops(self, work: Work) -> Flops:
+        return self.mixer.flops(work)
+
+    def state_size(self, length: int) -> int:
+        return self.mixer.state_size(length)
+
+
+class ChiarLayer(GradientCheckpointingLayer):
+    """Pre-norm: h = x + sum_o gate_o op_o(norm(x)), then h + FFN(norm(h)).
+    Post-norm (the paper's): h = sum_o gate_o norm_o(x + op_o(x)), then norm(h + FFN(h)).
+    """
+
+    def __init__(self, config: ChiarConfig, index: int):
+        super().__init__()
+        assert config.layer_operators is not None
+        operators = config.layer_operators[index]
+        self.index = index
+        self.pre_norm = config.norm_placement == "pre"
+        self.routed_keys = config.attention_keys == "routed"
+        mixers = {name: mixer_class(name).from_config(config) for name in operators}
+        if not self.pre_norm:
+            mixers = {name: PostNorm(mixer, _norm(config)) for name, mixer in mixers.items()}
+        self.mixer = RoutedMixer(
+            mixers,
+            build_router(config, index, len(operators)) if len(operators) > 1 else None,
+            config.dispatch,  # type: ignore[arg-type]
+            config.entropy_dc_weight,
+        )
+        self.mixer_norm = _norm(config) if self.pre_norm else nn.Identity()
+        networks = len(operators) if config.feed_forward == "per_operator" else 1
+        self.feed_forwards = nn.ModuleList(FeedForward.from_config(config) for _ in range(networks))
+        self.feed_forward_norm = _norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, hidden_BTD: Tensor, context: Context, identity_BT: Tensor, past_key_values: Any = None
+    ) -> tuple[Tensor, RoutingTrace | None]:
+        """The layer's output, and where its tokens went if they had a choice."""
+        states = None if past_key_values is None else past_key_values.layers[self.index].states
+        mixed, routing = self.mixer(self.mixer_norm(hidden_BTD), context, states, identity_BT)
+        if self.pre_norm:
+            hidden_BTD = hidden_BTD + self.dropout(mixed)
+            hidden_BTD = hidden_BTD + self.dropout(self._feed_forward(self.feed_forward_norm(hidden_BTD), routing))
+        else:
+            hidden_BTD = self.feed_forward_norm(mixed + self.dropout(self._feed_forward(mixed, routing)))
+        if routing is None:
+            return hidden_BTD, None
+        trace = RoutingTrace(self.index, self.mixer.operators, routing.entropy_BT, routing.choice_BT, routing.gates_BTO)
+        return hidden_BTD, trace
+
+    def _feed_forward(self, x_BTD: Tensor, routing: Routing | None) -> Tensor:
+        if routing is None or len(self.feed_forwards) == 1:
+            return self.feed_forwards[0](x_BTD)
+        contexts = [NO_CONTEXT] * len(self.feed_forwards)
+        return dispatch(cast(list[FeedForward], self.feed_forwards), x_BTD, routing, contexts, self.mixer.sparse)
+
+    def flops(self, batch_size: int, length: int, trace: RoutingTrace | None = None) -> Flops:
+        """Forward FLOPs: of the routing in `trace`, or else of tokens spread evenly over positions and operators."""
+        count = len(self.mixer.operators)
+        dense = Work.dense(batch_size, length, spectrum=count > 1)
+        if not self.mixer.sparse:
+            works = [dense] * count
+        elif trace is None:
+            works = [
+                Work.expected(batch_size, length, 1 / count, self.routed_keys, spectrum=True) for _ in range(count)
+            ]
+        else:
+            works = [trace.work(index, self.routed_keys) for index in range(count)]
+        total = self.mixer.flops(works)
+        networks = works if len(self.feed_forwards) > 1 else [dense]
+        for feed_forward, work in zip(cast(list[FeedForward], self.feed_forwards), networks, strict=True):
+            total = total + feed_forward.flops(work)
+        return total
+
+
+def build_router(config: ChiarConfig, index: int, num_operators: int) -> Router:
+    """The router of one layer, by the configuration's name for it."""
+    cls = router_class(config.router)
+    if issubclass(cls, ThresholdRouter):
+        return cls(config.hidden_size, num_operators, index, config.tau_low, config.tau_high)
+    return cls(config.hidden_size, num_operators, index)
+
+
+def _norm(config: ChiarConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, config.layer_norm_eps)

@@ -1,0 +1,223 @@
+"""The body of the model: embedding, layers and final norm.
+
+Shapes: B batch, T tokens, D model channels, H head channels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from chiaroscuro.mixers import Context, Flops, Mixer
+from chiaroscuro.modeling.cache import RoutedCacheLayer
+from chiaroscuro.modeling.configuration import ChiarConfig
+from chiaroscuro.modeling.layer import ChiarLayer, RoutingTrace
+from chiaroscuro.ops import rotary_tables
+from chiaroscuro.routing import MetaRouter, Router
+
+
+@dataclass
+class ChiarModelOutput(BaseModelOutputWithPast):
+    """routing: a `RoutingTrace` per layer with a choice, when asked for with `output_routing`. meta_gate: the
+    MetaRouter's gates, (B, T, 1) or (1, 1, 1), when there is one."""
+
+    routing: tuple[RoutingTrace, ...] | None = None
+    meta_gate: Tensor | None = None
+
+
+class ChiarPreTrainedModel(PreTrainedModel):
+    """Initialisation, and what transformers needs to know about the architecture."""
+
+    config_class = ChiarConfig
+    config: ChiarConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ChiarLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _is_stateful = True  # a running sum cannot be rolled back, so assisted decoding is refused
+    _can_record_outputs = {"hidden_states": ChiarLayer}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, (Mixer, Router, MetaRouter)):
+            module.reset_parameters()
+
+
+class ChiarModel(ChiarPreTrainedModel):
+    """Embedding, layers and final norm, without a head."""
+
+    def __init__(self, config: ChiarConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = None
+        if config.position_embedding == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.meta_router = None
+        if config.meta_router != "none":
+            self.meta_router = MetaRouter(config.hidden_size, config.meta_router)  # type: ignore[arg-type]
+        self.layers = nn.ModuleList(ChiarLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_routing: bool = False,
+        **kwargs: Any,
+    ) -> ChiarModelOutput:
+        """input_ids (B, T) or inputs_embeds (B, T, D); attention_mask (B, past + T), zero at padding.
+
+        Raises ValueError for token ids outside the vocabulary, a sequence longer than `max_position_embeddings`, a
+        mask of the wrong shape, or a cache that was not made for this model.
+        """
+        inputs_embeds = self._embed(input_ids, inputs_embeds)
+        B, T = inputs_embeds.shape[:2]
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        cached = _cache_layers(past_key_values)
+        past = cached[0].seen if cached else 0
+        limit = self.config.max_position_embeddings
+        if past + T > limit:
+            raise ValueError(
+                f"the sequence has {past + T} tokens and the model takes at most {limit}: cut it, or raise "
+                "max_position_embeddings"
+            )
+        attention_mask = _padding_mask(attention_mask, B, past + T)
+        positions_BT = _positions(position_ids, attention_mask, past, T, inputs_embeds.device)
+
+        hidden_BTD = inputs_embeds
+        if self.embed_positions is not None:
+            hidden_BTD = hidden_BTD + self.embed_positions(positions_BT)
+        if self.embedding_norm is not None:
+            hidden_BTD = self.embedding_norm(hidden_BTD)
+        hidden_BTD = self.dropout(hidden_BTD)
+
+        context = Context(
+            valid_BT=None if attention_mask is None else attention_mask[:, past:],
+            rotary=self._rotary(positions_BT, hidden_BTD.dtype),
+            attention_mask=cast(
+                Tensor | None, create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
+            ),
+        )
+        identity_BT = positions_BT.expand(B, T)
+        if input_ids is not None:
+            identity_BT = identity_BT + input_ids * self.config.max_position_embeddings
+
+        meta_gate = None
+        traces: list[RoutingTrace] = []
+        for layer in self.layers:
+            before_BTD = hidden_BTD
+            hidden_BTD, trace = layer(hidden_BTD, context, identity_BT, past_key_values=past_key_values)
+            if layer.index == 0 and self.meta_router is not None:
+                state = cached[0].states["meta_router"] if cached else None
+                meta_gate = self.meta_router(before_BTD, context.valid_BT, state)
+                hidden_BTD = meta_gate * hidden_BTD + (1 - meta_gate) * before_BTD
+            if trace is not None:
+                traces.append(trace)
+        for layer_cache in cached:
+            layer_cache.seen += T
+        return ChiarModelOutput(
+            last_hidden_state=self.norm(hidden_BTD),
+            past_key_values=past_key_values,
+            routing=tuple(traces) if output_routing else None,
+            meta_gate=meta_gate,
+        )
+
+    def flops(self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None) -> Flops:
+        """Forward FLOPs of the body, by part (`chiaroscuro.mixers.Flops`), for sequences without padding.
+
+        With the `routing` of a forward pass, those of that pass; without, the FLOPs expected when each operator of a
+        layer takes the same share of the tokens.
+        """
+        traces = {trace.layer: trace for trace in routing or ()}
+        total = Flops()
+        for layer in cast(list[ChiarLayer], self.layers):
+            total = total + layer.flops(batch_size, seq_len, traces.get(layer.index))
+        if self.meta_router is not None:
+            gates = batch_size * seq_len if self.meta_router.mode == "causal" else 1
+            total = total + Flops(routing=2.0 * gates * self.config.hidden_size)
+        return total
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is not None:
+            return inputs_embeds
+        assert input_ids is not None
+        size = self.embed_tokens.num_embeddings
+        # On an accelerator the embedding's own assertion answers; looking here would stall the stream.
+        if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= size:
+                raise ValueError(
+                    f"token id {low if low < 0 else high} is outside the vocabulary of {size}: was the text encoded "
+                    "with another tokenizer?"
+                )
+        return self.embed_tokens(input_ids)
+
+    def _rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        if self.config.position_embedding != "rotary":
+            return None
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        cos, sin = rotary_tables(positions_BT, head_dim, self.config.rope_base)
+        return cos.to(dtype), sin.to(dtype)
+
+
+def _cache_layers(cache: Cache | None) -> list[RoutedCacheLayer]:
+    layers = [] if cache is None else [layer for layer in cache.layers if isinstance(layer, RoutedCacheLayer)]
+    if cache is not None and (not layers or len(layers) < len(cache.layers)):
+        raise ValueError("the cache was not made for this model: use DynamicCache(config=model.config)")
+    return layers
+
+
+def _padding_mask(attention_mask: Tensor | None, B: int, length: int) -> Tensor | None:
+    """The mask as booleans, or None when nothing is padding, for which attention has faster kernels."""
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != (B, length):
+        raise ValueError(
+            f"attention_mask must have shape (batch, tokens seen so far and now) = {(B, length)}, got "
+            f"{tuple(attention_mask.shape)}"
+        )
+    attention_mask = attention_mask.bool()
+    return None if attention_mask.all() else attention_mask
+
+
+def _positions(
+    position_ids: Tensor | None, attention_mask: Tensor | None, past: int, T: int, device: torch.device
+) -> Tensor:
+    """Positions (B or 1, T); padding before a text does not count."""
+    if position_ids is not None:
+        return position_ids
+    if attention_mask is None:
+        return torch.arange(past, past + T, device=device)[None]
+    return (attention_mask.cumsum(1) - 1).clamp_min(0)[:, past:]

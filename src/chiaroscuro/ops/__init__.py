@@ -1,0 +1,26 @@
+"""Pure functions on tensors: transforms, entropy, kernel mixing and attention of chosen queries. Imports torch only."""
+
+from chiaroscuro.ops.attention import chosen_attention
+from chiaroscuro.ops.chosen import Chosen
+from chiaroscuro.ops.dct import dct, idct
+from chiaroscuro.ops.entropy import noise_entropy, spectral_entropy, spectrum_entropy
+from chiaroscuro.ops.rbf import median_bandwidth, random_frequencies, rbf_feature_mix, rbf_features, rbf_kernel, rbf_mix
+from chiaroscuro.ops.rope import rotary_tables, rotate
+
+__all__ = [
+    "Chosen",
+    "chosen_attention",
+    "dct",
+    "idct",
+    "median_bandwidth",
+    "noise_entropy",
+    "random_frequencies",
+    "rbf_feature_mix",
+    "rbf_features",
+    "rbf_kernel",
+    "rbf_mix",
+    "rotary_tables",
+    "rotate",
+    "spectral_entropy",
+    "spectrum_entropy",
+]

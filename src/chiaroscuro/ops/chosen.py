@@ -1,0 +1,61 @@
+"""Which tokens of a batch an operator is asked for, and moving their rows between the three layouts this needs.
+
+Shapes: B batch, T tokens, Q chosen tokens of the fullest row, M chosen tokens of all rows; `...` any further axes.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class Chosen:
+    """The True entries of a (B, T) mask.
+
+    Rows of chosen tokens come flat, (M, ...), in the order of batch and position; that is the layout of everything that
+    works on tokens one by one. Operators that relate the tokens of a sequence take them padded, (B, Q, ...), each row's
+    chosen tokens first and zeros behind them.
+    """
+
+    def __init__(self, mask_BT: Tensor):
+        self.mask_BT = mask_BT
+
+    @cached_property
+    def flat_M(self) -> Tensor:
+        """Indices of the chosen tokens in the flattened (B * T) batch, ascending."""
+        return self.mask_BT.reshape(-1).nonzero().squeeze(-1)
+
+    @cached_property
+    def _row_M(self) -> Tensor:
+        return self.flat_M // self.mask_BT.shape[1]
+
+    @cached_property
+    def _rank_M(self) -> Tensor:
+        """How many tokens of the same row were chosen before this one."""
+        return (self.mask_BT.cumsum(1) - 1).reshape(-1)[self.flat_M]
+
+    @cached_property
+    def counts_B(self) -> Tensor:
+        return self.mask_BT.sum(1)
+
+    @cached_property
+    def Q(self) -> int:
+        return int(self.counts_B.max()) if self.mask_BT.numel() else 0
+
+    @cached_property
+    def filled_BQ(self) -> Tensor:
+        """True where the padded layout holds a chosen token."""
+        return torch.arange(self.Q, device=self.mask_BT.device) < self.counts_B[:, None]
+
+    def take(self, x: Tensor) -> Tensor:
+        """(B, T, ...) to flat rows (M, ...)."""
+        return x.flatten(0, 1).index_select(0, self.flat_M)
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """Flat rows (M, ...) to (B, Q, ...)."""
+        padded = rows.new_zeros(self.mask_BT.shape[0], self.Q, *rows.shape[1:])
+        return padded.index_put((self._row_M, self._rank_M), rows)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """(B, Q, ...) back to flat rows (M, ...)."""
+        return padded[self._row_M, self._rank_M]

@@ -1,0 +1,26 @@
+"""Who goes where: routers, their calibration, the MetaRouter, collapse, and the dispatch of tokens to operators."""
+
+from chiaroscuro.routing.calibration import Calibration, calibrate, noise_thresholds
+from chiaroscuro.routing.collapse import starving, utilisation, utilisation_entropy
+from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatch
+from chiaroscuro.routing.meta import MetaRouter
+from chiaroscuro.routing.router import ROUTERS, Router, ThresholdRouter, check_thresholds, router_class
+
+__all__ = [
+    "ROUTERS",
+    "Calibration",
+    "Dispatch",
+    "MetaRouter",
+    "RoutedMixer",
+    "Router",
+    "Routing",
+    "ThresholdRouter",
+    "calibrate",
+    "check_thresholds",
+    "dispatch",
+    "noise_thresholds",
+    "router_class",
+    "starving",
+    "utilisation",
+    "utilisation_entropy",
+]

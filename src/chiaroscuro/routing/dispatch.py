@@ -1,0 +1,160 @@
+"""Run each operator on its tokens and put the rows back.
+
+Shapes: B batch, T tokens, D model channels, O operators, M chosen tokens of all rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from chiaroscuro.mixers import NO_CONTEXT, Context, Flops, Mixer, Work
+from chiaroscuro.mixers.flops import fft_flops
+from chiaroscuro.ops import Chosen, dct, spectrum_entropy
+from chiaroscuro.routing.router import Router
+
+Dispatch = Literal["auto", "dense", "sparse"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the router of a layer decided.
+
+    gates_BTO: weight of each operator's output, zero at padding. choice_BT: index of the operator with the largest
+        gate.
+    entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTD: their DCT. chosen: per operator the tokens
+        that go to it, or None where gates blend all operators for all tokens.
+    """
+
+    gates_BTO: Tensor
+    choice_BT: Tensor
+    entropy_BT: Tensor
+    spectrum_BTD: Tensor
+    chosen: list[Chosen] | None
+
+
+def dispatch(
+    modules: Sequence[Mixer], x_BTD: Tensor, routing: Routing, contexts: Sequence[Context], sparse: bool
+) -> Tensor:
+    """sum_o gate_o * module_o(x), (B, T, D).
+
+    Sparse: each module computes its own tokens only. Dense: each computes all tokens and the gates blend them. For hard
+    choices outputs and gradients are equal.
+    """
+    if sparse:
+        assert routing.chosen is not None
+        rows = [
+            module(x_BTD, chosen, context)
+            for module, chosen, context in zip(modules, routing.chosen, contexts, strict=True)
+        ]
+        if routing.gates_BTO.requires_grad:
+            gates = [
+                chosen.take(gate_BT)
+                for chosen, gate_BT in zip(routing.chosen, routing.gates_BTO.unbind(-1), strict=True)
+            ]
+            rows = [row * gate[:, None] for row, gate in zip(rows, gates, strict=True)]
+        places = torch.cat([chosen.flat_M for chosen in routing.chosen])
+        out = x_BTD.new_zeros(x_BTD.shape[0] * x_BTD.shape[1], x_BTD.shape[2])
+        return out.index_copy(0, places, torch.cat(rows).to(x_BTD.dtype)).view_as(x_BTD)
+    out = torch.zeros_like(x_BTD)
+    for index, (module, context) in enumerate(zip(modules, contexts, strict=True)):
+        if routing.chosen is not None:
+            context = replace(context, routed_BT=routing.chosen[index].mask_BT)
+        out = out + routing.gates_BTO[..., index, None] * module(x_BTD, None, context)
+    return out
+
+
+class RoutedMixer(nn.Module):
+    """Several operators and the router that chooses between them for each token; or one operator and no router.
+
+    `mixers` maps names to operators, the cheapest first. Raises ValueError when there is no operator, when several come
+    without a router, or when sparse dispatch is asked of a router whose gates blend.
+    """
+
+    def __init__(
+        self,
+        mixers: Mapping[str, Mixer],
+        router: Router | None = None,
+        dispatch: Dispatch = "auto",
+        entropy_dc_weight: float = 1.0,
+    ):
+        super().__init__()
+        if not mixers:
+            raise ValueError("a layer needs at least one operator")
+        if (len(mixers) > 1) != (router is not None):
+            raise ValueError(f"{len(mixers)} operators {'need a' if len(mixers) > 1 else 'take no'} router")
+        if dispatch == "sparse" and router is not None and not router.hard:
+            raise ValueError(
+                "sparse dispatch needs a router that sends each token to one operator; this one blends them all: use "
+                "dispatch='auto' or 'dense', or another router"
+            )
+        self.mixers = nn.ModuleDict(mixers)
+        self.router = router
+        self.dispatch = dispatch
+        self.entropy_dc_weight = entropy_dc_weight
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        return tuple(self.mixers)
+
+    @property
+    def _mixers_in_order(self) -> list[Mixer]:
+        return [cast(Mixer, mixer) for mixer in self.mixers.values()]
+
+    @property
+    def sparse(self) -> bool:
+        """Whether operators run on their tokens only. "auto": whenever each token goes to one operator."""
+        return self.router is not None and self.router.hard and self.dispatch != "dense"
+
+    def route(self, x_BTD: Tensor, valid_BT: Tensor | None = None, identity_BT: Tensor | None = None) -> Routing:
+        """Decide for each token. The entropy is computed in float32 at least, from one DCT that the spectral operator
+        uses again. Without `identity_BT` a token is known by its position alone."""
+        assert self.router is not None
+        spectrum_BTD = dct(x_BTD if x_BTD.dtype == torch.float64 else x_BTD.float())
+        measured = spectrum_BTD if self.router.learned else spectrum_BTD.detach()
+        entropy_BT = spectrum_entropy(measured, self.entropy_dc_weight)
+        if identity_BT is None:
+            identity_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device).expand(x_BTD.shape[:2])
+        gates_BTO = self.router(x_BTD, entropy_BT, identity_BT)
+        choice_BT = gates_BTO.argmax(-1)
+        if valid_BT is not None:
+            gates_BTO = gates_BTO * valid_BT[..., None]
+        chosen = None
+        if self.router.hard:
+            masks = [choice_BT == index for index in range(len(self.mixers))]
+            chosen = [Chosen(mask if valid_BT is None else mask & valid_BT) for mask in masks]
+        return Routing(gates_BTO, choice_BT, entropy_BT, spectrum_BTD, chosen)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        context: Context = NO_CONTEXT,
+        states: Mapping[str, dict[str, Tensor]] | None = None,
+        identity_BT: Tensor | None = None,
+    ) -> tuple[Tensor, Routing | None]:
+        """The mixed tokens (B, T, D), and the routing where there was a choice. `states` holds, per operator, what it
+        keeps between calls (`Context.state`)."""
+        contexts = [
+            context if states is None else replace(context, state=states[operator]) for operator in self.operators
+        ]
+        modules = self._mixers_in_order
+        if self.router is None:
+            return modules[0](x_BTD, None, contexts[0]), None
+        routing = self.route(x_BTD, context.valid_BT, identity_BT)
+        contexts = [replace(context, spectrum_BTD=routing.spectrum_BTD) for context in contexts]
+        return dispatch(modules, x_BTD, routing, contexts, self.sparse), routing
+
+    def flops(self, works: Sequence[Work]) -> Flops:
+        """Forward FLOPs, given the work of each operator when it is run on its own tokens only."""
+        total = Flops()
+        for mixer, work in zip(self._mixers_in_order, works, strict=True):
+            total = total + mixer.flops(work)
+        if self.router is not None:
+            hidden_size = self.router.hidden_size
+            routing = fft_flops(works[0].tokens, hidden_size)
+            if self.router.learned:
+                routing += 2.0 * works[0].tokens * (hidden_size + 1) * len(self.mixers)
+            total = total + Flops(routing=routing)
+        return total

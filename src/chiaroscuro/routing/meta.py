@@ -1,0 +1,43 @@
+"""MetaRouter: how much of the first layer to use at all (paper, section 2, v2).
+
+Shapes: B batch, T tokens, D model channels.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+from transformers import initialization as init
+
+
+class MetaRouter(nn.Module):
+    """g = sigmoid(Linear(mean of embeddings)), by which the caller blends h = g * layer(x) + (1 - g) * x.
+
+    mode "causal": the mean over the prefix of the same row, a gate per token. mode "paper": the mean over all
+    positions and over the batch, one gate for all. The latter LEAKS: every logit depends on later tokens and on the
+    other sequences of the batch, so its perplexities are not those of a language model. It is kept to reproduce the
+    paper.
+    """
+
+    def __init__(self, hidden_size: int, mode: Literal["causal", "paper"] = "causal"):
+        super().__init__()
+        self.mode = mode
+        self.gate = nn.Linear(hidden_size, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The bias starts at 2, so that g starts at 0.88."""
+        init.constant_(self.gate.bias, 2.0)
+
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None, state: dict[str, Tensor] | None = None) -> Tensor:
+        """Gates (B, T, 1) in mode "causal", (1, 1, 1) in mode "paper". `state` carries the prefix from call to call."""
+        counted = x_BTD.new_ones(x_BTD.shape[:2]) if valid_BT is None else valid_BT.to(x_BTD.dtype)
+        x_BTD = x_BTD * counted[..., None]
+        if self.mode == "paper":
+            mean = x_BTD.sum((0, 1), keepdim=True) / counted.sum().clamp_min(1.0)
+            return self.gate(mean).sigmoid()
+        sums, counts = x_BTD.cumsum(1), counted.cumsum(1)
+        if state is not None:
+            if state:
+                sums, counts = sums + state["sum_BD"][:, None], counts + state["count_B"][:, None]
+            state["sum_BD"], state["count_B"] = sums[:, -1], counts[:, -1]
+        return self.gate(sums / counts[..., None].clamp_min(1.0)).sigmoid()
