@@ -94,7 +94,7 @@ class ChiarConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         super().__post_init__(**kwargs)
-        self._check()
+        self.validate()
 
     @classmethod
     def from_recipe(cls, name: str, **fields: Any) -> Self:
@@ -120,10 +120,9 @@ class ChiarConfig(PreTrainedConfig):
         """What transformers builds the cache from: one `RoutedCacheLayer` per layer."""
         return ["chiaroscuro"] * self.num_hidden_layers
 
-    def validate_layer_type(self) -> None:
-        """Replaces transformers' check, which admits only its own layer types."""
-
-    def _check(self) -> None:
+    def validate(self) -> None:
+        """Raises ValueError for what does not fit. Takes the place of transformers' own validation, which knows only
+        its own layer types, and like it is called again before saving."""
         for name in (*_SIZES, "intermediate_size"):
             _check_size(name, getattr(self, name))
         for name, known in _CHOICES.items():

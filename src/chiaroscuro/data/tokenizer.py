@@ -1,0 +1,62 @@
+"""Byte-level BPE tokenizers: trained here, or read from a folder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with `vocab_size` entries, the 256 bytes and the end-of-text token included.
+
+    The result depends on the texts alone. Raises ValueError when `vocab_size` has no room for the bytes.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"a byte-level vocabulary needs at least 257 entries, got {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in `folder`: `tokenizer.json`, or `vocab.json` and `merges.txt` as GPT-2's is published.
+
+    Raises ValueError when neither is there or the file cannot be read.
+    """
+    saved = folder / "tokenizer.json"
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    try:
+        if saved.is_file():
+            return _wrap(Tokenizer.from_file(str(saved)))
+        if vocabulary.is_file() and merges.is_file():
+            tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            tokenizer.add_special_tokens([END_OF_TEXT])
+            return _wrap(tokenizer)
+    except Exception as error:  # the library raises bare Exception for a file it cannot parse
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    raise ValueError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """Bytes of text behind each token id, 0 for special tokens. In a byte-level vocabulary a character is a byte."""
+    special = set(tokenizer.all_special_ids)
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return np.array([0 if index in special else len(name) for index, name in enumerate(names)])
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)

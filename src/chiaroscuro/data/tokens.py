@@ -1,0 +1,82 @@
+"""Encoded text on disk, memory-mapped, and windows of it.
+
+Shapes: T tokens of a window.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from chiaroscuro.data.corpus import Corpus
+
+
+def cache_folder() -> Path:
+    """Where encoded corpora are kept: $CHIAROSCURO_CACHE, or ~/.cache/chiaroscuro."""
+    return Path(os.environ.get("CHIAROSCURO_CACHE", Path.home() / ".cache" / "chiaroscuro"))
+
+
+def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> dict[str, np.ndarray]:
+    """The token ids of each split as a memory-mapped array, each document followed by the end-of-text token.
+
+    They are encoded once and found again by a hash of the text and the tokenizer.
+    """
+    return {split: _encoded(documents, tokenizer) for split, documents in corpus.splits.items()}
+
+
+def _encoded(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    for document in documents:
+        digest.update(len(document).to_bytes(8, "little"))
+        digest.update(document.encode())
+    path = cache_folder() / f"{digest.hexdigest()[:32]}.npy"
+    if not path.exists():
+        tokens = np.concatenate([*_ids(documents, tokenizer)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own until it is whole: another process may be looking for the same file.
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.save(file, tokens)
+        os.replace(file.name, path)
+    return np.load(path, mmap_mode="r")
+
+
+def _ids(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[np.ndarray]:
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    for document in documents:
+        ids = tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).ids
+        yield np.array([*ids, tokenizer.eos_token_id], dtype=dtype)
+
+
+class TokenWindows(Dataset[dict[str, Tensor]]):
+    """Windows of T tokens, each beginning with the last token of the one before, so that every token but the first of
+    the text is predicted exactly once. Raises ValueError when the text does not fill one window."""
+
+    def __init__(self, tokens: np.ndarray, length: int):
+        if length < 2:
+            raise ValueError(f"a window needs at least two tokens, got {length}")
+        if len(tokens) < length:
+            raise ValueError(
+                f"the text has {len(tokens)} tokens, fewer than one window of {length}: give more text or a "
+                "smaller --seq-len"
+            )
+        self.tokens = tokens
+        self.length = length
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // (self.length - 1)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        start = index * (self.length - 1)
+        ids = torch.from_numpy(self.tokens[start : start + self.length].astype(np.int64))
+        return {"input_ids": ids, "labels": ids}
+
+    def batch(self, indices: range) -> Tensor:
+        """The windows at `indices`, (B, T)."""
+        return torch.stack([self[index]["input_ids"] for index in indices])

@@ -1,0 +1,89 @@
+"""The run folder: what a finished run leaves behind, and reading it back.
+
+`config.json`, `model.safetensors`, the tokenizer, `metrics.jsonl` (one log per line) and `results.json`.
+"""
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerFast
+
+from chiaroscuro.data import load_tokenizer
+from chiaroscuro.modeling import ChiarForCausalLM
+
+RESULTS, METRICS, CHECKPOINTS = "results.json", "metrics.jsonl", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with its tokenizer and what is known about it."""
+
+    folder: Path
+    model: ChiarForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    results: dict[str, Any]
+
+
+def new_run_folder(folder: Path) -> Path:
+    """Make `folder`. Raises ValueError when something is in it already: a run is never overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already: choose another --out, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run folder. Raises ValueError naming the file that is missing or damaged."""
+    if not folder.is_dir():
+        raise ValueError(f"no run folder at {folder}")
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a run folder: {name} is missing")
+    read_json(folder / "config.json")
+    try:
+        model = ChiarForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is damaged ({error}): train again or restore it") from error
+    results = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
+    return Run(folder, model, load_tokenizer(folder), results)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ValueError when the file is missing or not a JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it or train again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write to a temporary name and rename, so that a reader never sees half a file."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on."""
+    from importlib.metadata import version
+
+    return {
+        "chiaroscuro": version("chiaroscuro"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }

@@ -1,0 +1,56 @@
+"""What a training run is told: the recipe, the text, and the budget."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from chiaroscuro.modeling import ChiarConfig
+
+# A model that learns something of a play in a minute on two cores.
+SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One run. Raises ValueError for numbers that cannot be trained with.
+
+    data: a corpus as `chiaroscuro.data.load_corpus` takes it. tokenizer: a folder with one, or None to train a
+        byte-level BPE of `vocab_size` entries on the training text. steps: optimiser steps of `batch_size` windows of
+        `seq_len` tokens. The learning rate rises over `warmup_steps`, then falls by a cosine to a hundredth. fields:
+        fields of `ChiarConfig` that differ from the recipe's. calibrate_every: steps between two calibrations of the
+        thresholds on validation text. save_every: steps between checkpoints, None for none.
+    """
+
+    recipe: str = "chiar"
+    data: str = "shakespeare"
+    tokenizer: str | None = None
+    vocab_size: int = 2048
+    seed: int = 0
+    steps: int = 400
+    batch_size: int = 16
+    seq_len: int = 128
+    learning_rate: float = 3e-3
+    warmup_steps: int = 40
+    weight_decay: float = 0.01
+    calibrate_every: int = 50
+    save_every: int | None = None
+    fields: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "steps", "batch_size", "calibrate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seq_len < 2:
+            raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+    def config(self, vocab_size: int, end_of_text: int) -> ChiarConfig:
+        """The model's configuration for a tokenizer of `vocab_size` entries."""
+        special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
+        config = ChiarConfig.from_recipe(self.recipe, **({"vocab_size": vocab_size} | special | self.fields))
+        if self.seq_len > config.max_position_embeddings:
+            raise ValueError(
+                f"windows of {self.seq_len} tokens are longer than the {config.max_position_embeddings} that recipe "
+                f"{self.recipe!r} takes: use a smaller --seq-len"
+            )
+        return config

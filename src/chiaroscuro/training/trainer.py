@@ -1,0 +1,139 @@
+"""transformers' Trainer, with the routing of each layer in its logs, thresholds that follow the embeddings, and a bar.
+
+Shapes: B batch, T tokens, O operators.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from chiaroscuro.routing import ThresholdRouter, calibrate, utilisation, utilisation_entropy
+
+
+class RoutingTrainer(Trainer):
+    """Adds to every log, per layer with a choice, the mean share of each operator and the utilisation entropy since
+    the last one, in nats."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._shares: dict[str, tuple[tuple[str, ...], list[Tensor]]] = {}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        inputs = {**inputs, "output_routing": True, "use_cache": False}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        for trace in outputs.routing:
+            _, shares = self._shares.setdefault(str(trace.layer), (trace.operators, []))
+            shares.append(utilisation(trace.gates.detach().float()))
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        means = {
+            layer: (names, torch.stack(shares).mean(0)) for layer, (names, shares) in self._shares.items() if shares
+        }
+        if means:
+            logs["routing"] = {
+                layer: dict(zip(names, share.tolist(), strict=True)) for layer, (names, share) in means.items()
+            }
+            logs["utilisation_entropy"] = {
+                layer: float(utilisation_entropy(share)) for layer, (_, share) in means.items()
+            }
+            self._shares.clear()
+        super().log(logs, start_time)
+
+
+class ThresholdRefresh(TrainerCallback):
+    """Calibrates on held-out text before the first step, every `every` steps, and after the last.
+
+    Embeddings move, and with them the entropies; thresholds left alone would soon send all tokens one way. They change
+    between steps only and stay as they are in evaluation. Before the first step the mixers start from data as well.
+    """
+
+    def __init__(self, input_ids_BT: Tensor, every: int):
+        self.input_ids_BT = input_ids_BT
+        self.every = every
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step % self.every == 0:
+            self._calibrate(kwargs["model"], fit_mixers=state.global_step == 0)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._calibrate(kwargs["model"], fit_mixers=False)
+
+    def _calibrate(self, model: nn.Module, fit_mixers: bool) -> None:
+        if fit_mixers or any(isinstance(module, ThresholdRouter) for module in model.modules()):
+            calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers)
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log to a file, one JSON object per line, with the thresholds in force."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        routers = [module for module in kwargs["model"].modules() if isinstance(module, ThresholdRouter)]
+        thresholds = {str(router.layer): router.thresholds.tolist() for router in routers}
+        line = {"step": state.global_step, **(logs or {})} | ({"thresholds": thresholds} if thresholds else {})
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Bar(TrainerCallback):
+    """A progress bar with the last logged loss."""
+
+    def __init__(self, label: str):
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+        )
+        self.task = self.progress.add_task(label, total=None, loss="")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
+        self.progress.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self.progress.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.stop()
