@@ -5,6 +5,7 @@ vision.
 """
 
 import unicodedata
+import warnings
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -79,7 +80,7 @@ def png(route: TextRoute, path: Path, width: int = 96) -> None:
             x,
             y,
             text,
-            family="DejaVu Sans Mono",
+            family=["DejaVu Sans Mono", "DejaVu Sans"],
             fontsize=FONT_SIZE,
             color=ink(background),
             weight=weight,
@@ -106,7 +107,10 @@ def png(route: TextRoute, path: Path, width: int = 96) -> None:
             for column, index, text in line:
                 box(column, y, text, layer.operators[layer.choice[index]])
         y += 1
-    figure.savefig(path)
+    with warnings.catch_warnings():
+        # A character that no font here has is drawn as an empty box, which says enough.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path)
 
 
 def _lines(tokens: list[str], width: int) -> list[list[tuple[int, int, str]]]:

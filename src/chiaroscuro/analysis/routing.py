@@ -61,7 +61,7 @@ def route_text(model: ChiarForCausalLM, tokenizer: PreTrainedTokenizerFast, text
 
 
 def _pieces(text: str, spans: list[tuple[int, int]]) -> list[str]:
-    """The text behind each token. A character that several tokens share stands with the first, and a dot with the others."""
+    """The text behind each token. A character shared by several stands with the first, a dot with the others."""
     shown_to = 0
     pieces = []
     for start, end in spans:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chiaroscuro.modeling import ChiarConfig
+from chiaroscuro.modeling.recipes import recipe_named
 
 # A model that learns something of a play in a minute on two cores.
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -36,6 +37,7 @@ class TrainingPlan:
     fields: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
 
     def __post_init__(self) -> None:
+        recipe_named(self.recipe)
         for name in ("vocab_size", "steps", "batch_size", "calibrate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

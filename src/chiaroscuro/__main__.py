@@ -1,0 +1,5 @@
+"""`python -m chiaroscuro`."""
+
+from chiaroscuro.cli import main
+
+main()

@@ -1,0 +1,91 @@
+"""Corpora: what is held out, and what is refused."""
+
+import subprocess
+import sys
+
+import pytest
+
+from chiaroscuro.data import load_corpus
+
+
+def test_shakespeare_holds_out_whole_plays_without_markup():
+    splits = load_corpus("shakespeare").splits
+    assert {name: len(texts) for name, texts in splits.items()} == {"test": 2, "validation": 2, "train": 34}
+    every = [text for texts in splits.values() for text in texts]
+    assert len(set(every)) == 38
+    assert all("*" not in text and "\n#" not in text for text in every)
+    assert any("To be, or not to be" in text for text in every)
+
+
+def test_a_folder_is_split_by_file(tmp_path):
+    for index in range(20):
+        (tmp_path / f"{index}.txt").write_text(f"document {index}\n")
+    splits = load_corpus(str(tmp_path)).splits
+    assert {name: len(texts) for name, texts in splits.items()} == {"test": 1, "validation": 1, "train": 18}
+    assert len({text for texts in splits.values() for text in texts}) == 20
+
+
+def test_one_more_file_moves_no_other_between_many_splits(tmp_path):
+    for index in range(40):
+        (tmp_path / f"{index}.txt").write_text(f"document {index}\n")
+    before = load_corpus(str(tmp_path)).splits
+    (tmp_path / "new.txt").write_text("another\n")
+    after = load_corpus(str(tmp_path)).splits
+    moved = set(before["train"]) - set(after["train"])
+    assert len(moved) <= 1
+
+
+@pytest.mark.parametrize(
+    "names", [("train.txt", "valid.txt", "test.txt"), ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")]
+)
+def test_files_named_after_splits_are_those_splits(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text(name)
+    splits = load_corpus(str(tmp_path)).splits
+    assert splits == {"train": [names[0]], "validation": [names[1]], "test": [names[2]]}
+
+
+def test_one_file_is_cut_at_paragraphs_and_nothing_is_lost_or_reordered(tmp_path):
+    text = "".join(f"paragraph {index} of the text\nin two lines\n\n" for index in range(400))
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    splits = load_corpus(str(path)).splits
+    pieces = [splits[name][0] for name in ("train", "validation", "test")]
+    assert "".join(pieces) == text
+    assert all(piece.startswith("paragraph") for piece in pieces)
+    assert 0.85 < len(pieces[0]) / len(text) < 0.95
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "is empty"),
+        (b"  \n ", "is empty"),
+        (b"\xff\xfe\x00a", "not UTF-8"),
+        (b"abc\0def", "binary"),
+        (b"a", "too short"),
+    ],
+)
+def test_files_that_hold_no_text_are_refused(tmp_path, content, complaint):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        load_corpus(str(path))
+
+
+def test_missing_data_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="shakespeare, wikitext-2, wikitext-103"):
+        load_corpus(str(tmp_path / "absent.txt"))
+    with pytest.raises(ValueError, match="no text files"):
+        load_corpus(str(tmp_path))
+
+
+def test_wikitext_without_a_network_says_how_to_give_local_text(tmp_path):
+    code = "from chiaroscuro.data import load_corpus; load_corpus('wikitext-2')"
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode != 0
+    assert "ValueError: wikitext-2 could not be fetched" in answer.stderr
+    assert "--data FILE.txt" in answer.stderr

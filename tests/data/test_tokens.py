@@ -1,0 +1,61 @@
+"""Encoded text on disk and its windows."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chiaroscuro.data import Corpus, TokenWindows, cache_folder, encode, train_tokenizer
+
+TEXTS = ["the cat sat on the mat\n" * 30, "another text altogether\n" * 10]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHIAROSCURO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_documents_are_encoded_in_order_with_an_end_after_each(cache):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    tokens = encode(Corpus("x", {"train": TEXTS, "test": TEXTS[:1]}), tokenizer)
+    expected = [id for text in TEXTS for id in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
+    assert tokens["train"].tolist() == expected
+    assert isinstance(tokens["train"], np.memmap)
+    assert tokens["train"].dtype == np.uint16
+
+
+def test_a_second_call_reads_what_the_first_wrote(cache):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    corpus = Corpus("x", {"train": TEXTS})
+    encode(corpus, tokenizer)
+    (file,) = cache_folder().iterdir()
+    written = file.stat().st_mtime_ns
+    encode(corpus, tokenizer)
+    assert [file.stat().st_mtime_ns for file in cache_folder().iterdir()] == [written]
+
+
+def test_other_text_and_another_tokenizer_are_not_mixed_up(cache):
+    first, second = train_tokenizer(TEXTS, 300), train_tokenizer(TEXTS, 262)
+    one = encode(Corpus("x", {"train": TEXTS}), first)["train"]
+    assert len(encode(Corpus("x", {"train": TEXTS}), second)["train"]) != len(one)
+    # The same characters cut into other documents are other text.
+    assert len(encode(Corpus("x", {"train": ["".join(TEXTS)]}), first)["train"]) != len(one)
+
+
+@given(count=st.integers(2, 60), length=st.integers(2, 12))
+def test_windows_predict_every_token_but_the_first_exactly_once(count, length):
+    tokens = np.arange(count, dtype=np.uint16)
+    if count < length:
+        with pytest.raises(ValueError, match="fewer than one window"):
+            TokenWindows(tokens, length)
+        return
+    windows = TokenWindows(tokens, length)
+    predicted = [id for index in range(len(windows)) for id in windows[index]["labels"][1:].tolist()]
+    assert predicted == list(range(1, len(predicted) + 1))
+    assert count - 1 - len(predicted) < length - 1
+
+
+def test_a_window_of_one_token_predicts_nothing_and_is_refused():
+    with pytest.raises(ValueError, match="at least two"):
+        TokenWindows(np.arange(5), 1)

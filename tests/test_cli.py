@@ -1,0 +1,159 @@
+"""The command line, as a user meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from chiaroscuro import cli
+from chiaroscuro.modeling import ChiarForCausalLM
+
+SMALL = ["--steps", "6", "--batch-size", "4", "--seq-len", "33", "--vocab-size", "300"]
+SMALL += ["--hidden-size", "32", "--heads", "2", "--layers", "3"]
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "english.txt"
+    path.write_text("\n\n".join(text for _, text in sorted(topics.items()))[:60_000])
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CHIAROSCURO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def run(english, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    command = [sys.executable, "-m", "chiaroscuro", "train", "--data", str(english), "--out", str(out), *SMALL]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return out
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the command with arguments; gives exit code, standard output and standard error."""
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["chiaroscuro", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+def test_train_leaves_a_run_folder(run):
+    assert json.loads((run / "results.json").read_text())["recipe"] == "chiar"
+
+
+def test_eval_agrees_with_the_results_of_the_run(call, run):
+    code, out, _ = call("eval", run, "--json")
+    assert code == 0
+    assert json.loads(out)["perplexity"] == pytest.approx(json.loads((run / "results.json").read_text())["perplexity"])
+
+
+def test_generate_goes_on_from_the_prompt_the_same_way_each_time(call, run):
+    first, again = (call("generate", run, "The import statement", "--tokens", 12)[1] for _ in range(2))
+    assert first.startswith("The import statement")
+    assert len(first) > len("The import statement\n")
+    assert first == again
+    assert call("generate", run, "The", "--temperature", 0)[0] == 0
+
+
+def test_route_shows_layers_and_writes_json_and_a_picture(call, run, tmp_path):
+    code, out, _ = call("route", run, "for x in y", "--png", tmp_path / "route.png")
+    assert code == 0
+    assert "layer 3: attention 100%" in out
+    assert (tmp_path / "route.png").read_bytes().startswith(b"\x89PNG")
+    routed = json.loads(call("route", run, "for x in y", "--json")[1])
+    assert "".join(routed["tokens"]) == "for x in y"
+    assert routed["layers"][1]["operators"] == ["dct", "attention"]
+
+
+def test_calibrate_sets_and_saves_thresholds(call, run, english):
+    other = english.parent / "other.txt"
+    other.write_text("0123456789 " * 3000)
+    before = ChiarForCausalLM.from_pretrained(run).state_dict()
+    code, out, _ = call("calibrate", run, "--data", other, "--json")
+    assert code == 0
+    (layer,) = json.loads(out)["layers"]
+    after = ChiarForCausalLM.from_pretrained(run).state_dict()
+    name = "model.layers.1.mixer.router.thresholds"
+    assert after[name].tolist() == pytest.approx([layer["low"], layer["high"]])
+    assert after[name].tolist() != pytest.approx(before[name].tolist(), abs=1e-4)
+
+
+def test_convert_makes_a_folder_that_loads(call, tmp_path):
+    checkpoint = Path(__file__).parent / "fixtures" / "checkpoint.pt"
+    assert call("convert", checkpoint, tmp_path / "out")[0] == 0
+    assert ChiarForCausalLM.from_pretrained(tmp_path / "out").config.meta_router == "paper"
+
+
+def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path):
+    code, out, _ = call("compare", "--data", english, "--steps", 2, "--out", tmp_path / "both")
+    assert code == 0
+    for shown in ("perplexity", "bits per byte", "all FLOPs, executed", "training seconds", "tokens per second"):
+        assert shown in out
+    assert out.count("  chiaroscuro ") == 3
+    assert (tmp_path / "both" / "routing.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train", "--recipe", "chair"], "unknown recipe 'chair'; known recipes: chiar, full_attention"),
+        (["train", "--task", "juggling"], "unknown task 'juggling'; known tasks: lm"),
+        (["train", "--data", "absent.txt"], "no data at 'absent.txt'"),
+        (["train", "--data", "EMPTY"], "is empty"),
+        (["train", "--data", "BINARY"], "not UTF-8"),
+        (["train", "--data", "SHORT", "--vocab-size", "300"], "fewer than one window"),
+        (["train", "--data", "ENGLISH", "--vocab-size", "300", "--seq-len", "9000"], "longer than the 8192"),
+        (["train", "--data", "ENGLISH", "--vocab-size", "300", "--heads", "3"], "does not divide into 3"),
+        (["train", "--data", "ENGLISH", "--vocab-size", "300", "--out", "TAKEN"], "exists already"),
+        (["train", "--resume"], "--resume needs --out"),
+        (["train", "--resume", "--out", "TAKEN", "--data", "ENGLISH", "--vocab-size", "300"], "nothing to resume"),
+        (["compare", "--against", "chiar"], "nothing to compare"),
+        (["eval", "absent"], "no run folder at absent"),
+        (["eval", "TAKEN"], "is not a run folder: config.json is missing"),
+        (["eval", "RUN", "--split", "all"], "unknown split 'all'; known splits: train, validation, test"),
+        (["generate", "RUN", ""], "the prompt is empty"),
+        (["route", "RUN", ""], "the text is empty"),
+        (["convert", "EMPTY", "out"], "not a readable checkpoint"),
+        (["convert", "absent.pt", "out"], "absent.pt"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(call, run, english, tmp_path, monkeypatch, arguments, complaint):
+    (tmp_path / "EMPTY").touch()
+    (tmp_path / "BINARY").write_bytes(bytes(range(256)))
+    (tmp_path / "SHORT").write_text("a few words.\n\n" * 4)
+    (tmp_path / "TAKEN").mkdir()
+    (tmp_path / "TAKEN" / "precious.txt").write_text("keep me")
+    places = {name: tmp_path / name for name in ("EMPTY", "BINARY", "SHORT", "TAKEN")} | {
+        "ENGLISH": english,
+        "RUN": run,
+    }
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = call(*(places.get(argument, argument) for argument in arguments))
+    assert code == 2
+    assert complaint in err
+    assert err.count("\n") == 1
+    assert not out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "eval", "generate", "route", "calibrate", "convert"])
+def test_help_ends_in_an_example_of_the_command(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert f"Example: chiaroscuro {command} " in out

@@ -1,0 +1,174 @@
+"""Training runs: what they leave, that they repeat, resume, and refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+
+from chiaroscuro import ChiarForCausalLM
+from chiaroscuro.routing import ThresholdRouter
+from chiaroscuro.training import TrainingPlan, compare, load_run, load_text, train
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory) -> Path:
+    """A hundred thousand characters of the Python manual."""
+    path = tmp_path_factory.mktemp("text") / "english.txt"
+    path.write_text("\n\n".join(text for _, text in sorted(topics.items()))[:100_000])
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CHIAROSCURO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def plan(english) -> TrainingPlan:
+    return TrainingPlan(
+        data=str(english),
+        vocab_size=300,
+        steps=8,
+        batch_size=4,
+        seq_len=33,
+        warmup_steps=2,
+        calibrate_every=3,
+        fields=TINY,
+    )
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def test_a_run_leaves_all_that_is_needed_to_use_and_judge_it(plan, tmp_path):
+    out = tmp_path / "run"
+    returned = train(plan, load_text(plan), out)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "results.json"):
+        assert (out / name).is_file()
+    results = json.loads((out / "results.json").read_text())
+    assert results == returned
+    expected = "recipe task data seed steps tokens_seen parameters loss perplexity bits_per_byte accuracy flops routing"
+    assert set(expected.split()) | {"train_seconds", "tokens_per_second", "versions"} <= set(results)
+    assert set(results["flops"]) == {"attention_ratio", "total_ratio", "executed_ratio"}
+    assert results["tokens_seen"] == 8 * 4 * 33
+    assert set(results["routing"]) == {"1"}
+    assert sum(results["routing"]["1"].values()) == pytest.approx(1.0, abs=1e-5)
+    run = load_run(out)
+    assert isinstance(run.model, ChiarForCausalLM)
+    assert not run.model.training
+    assert run.results == results
+
+
+def test_metrics_hold_shares_utilisation_entropy_and_thresholds_per_layer(plan, tmp_path):
+    train(plan, load_text(plan), tmp_path / "run")
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 1
+    assert set(first["routing"]["1"]) == {"dct", "attention"}
+    assert 0.0 <= first["utilisation_entropy"]["1"] <= 0.6932
+    low, high = first["thresholds"]["1"]
+    assert 0.0 < low <= high < 1.0
+
+
+@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator"])
+def test_one_seed_gives_one_curve_and_another_seed_another(plan, tmp_path, recipe):
+    plan = replace(plan, recipe=recipe)
+    text = load_text(plan)
+    train(plan, text, tmp_path / "first")
+    train(plan, text, tmp_path / "again")
+    train(replace(plan, seed=1), text, tmp_path / "other")
+    assert len(curve(tmp_path / "first")) == 8
+    assert curve(tmp_path / "first") == curve(tmp_path / "again")
+    assert curve(tmp_path / "first") != curve(tmp_path / "other")
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(plan, tmp_path):
+    plan = replace(plan, save_every=4)
+    text = load_text(plan)
+    train(plan, text, tmp_path / "whole")
+    train(plan, text, tmp_path / "stopped")
+    # As after a kill in step 5: the first checkpoint is the last, and nothing of the end was written.
+    (last,) = (tmp_path / "stopped" / "checkpoints").glob("checkpoint-8")
+    last.rename(tmp_path / "elsewhere")
+    for name in ("model.safetensors", "results.json", "metrics.jsonl"):
+        (tmp_path / "stopped" / name).unlink()
+    train(plan, text, tmp_path / "stopped", resume=True)
+    assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")[4:]
+    states = [load_run(tmp_path / name).model.state_dict() for name in ("whole", "stopped")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan, tmp_path):
+    train(plan, load_text(plan), tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    (router,) = (module for module in run.model.modules() if isinstance(module, ThresholdRouter))
+    before = router.thresholds.clone()
+    assert before.tolist() != pytest.approx(router.start, abs=1e-6)
+    run.model(run.tokenizer("Some text.", return_tensors="pt")["input_ids"])
+    assert torch.equal(router.thresholds, before)
+    assert 0.3 < run.results["routing"]["1"]["attention"] < 0.7
+
+
+def test_no_run_is_overwritten_and_nothing_is_resumed_from_nothing(plan, tmp_path):
+    text = load_text(plan)
+    (tmp_path / "precious.txt").write_text("keep me")
+    with pytest.raises(ValueError, match="exists already"):
+        train(plan, text, tmp_path)
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train(plan, text, tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"seq_len": 100_000}, "longer than the 8192"),
+        ({"fields": {"hidden_size": 30, "num_attention_heads": 4}}, "does not divide into 4"),
+        ({"seq_len": 5_000}, "fewer than one window of 5000"),
+    ],
+)
+def test_a_plan_that_cannot_work_leaves_no_folder(plan, tmp_path, change, complaint):
+    plan = replace(plan, **change)
+    with pytest.raises(ValueError, match=complaint):
+        train(plan, load_text(plan), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_size": 0}, {"seq_len": 1}, {"learning_rate": 0.0}])
+def test_numbers_that_cannot_be_trained_with_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        TrainingPlan(**change)
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones_before_any_work():
+    with pytest.raises(ValueError, match="unknown recipe 'chair'; known recipes: chiar, full_attention"):
+        TrainingPlan(recipe="chair")
+
+
+def test_comparison_gives_both_the_same_batches(plan, tmp_path):
+    comparison = compare(plan, "full_attention", tmp_path / "both")
+    assert set(comparison["runs"]) == {"chiar", "full_attention"}
+    assert comparison["runs"]["full_attention"]["flops"]["executed_ratio"] == pytest.approx(1.0)
+    assert comparison["runs"]["chiar"]["flops"]["attention_ratio"] < 0.8
+    assert comparison["unigram_perplexity"] > 1.0
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare(plan, "chiar", tmp_path / "same")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "results.json"])
+def test_a_damaged_run_folder_is_named(plan, tmp_path, name):
+    train(plan, load_text(plan), tmp_path / "run")
+    file = tmp_path / "run" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"damaged|cannot be read"):
+        load_run(tmp_path / "run")
+    file.unlink()
+    if name != "results.json":
+        with pytest.raises(ValueError, match=r"missing|no tokenizer"):
+            load_run(tmp_path / "run")
