@@ -67,7 +67,7 @@ def train(
     steps: Steps = 400,
     batch_size: BatchSize = 16,
     seq_len: SeqLen = 128,
-    lr: LearningRate = 3e-3,
+    lr: LearningRate = 2e-3,
     vocab_size: VocabSize = 2048,
     hidden_size: HiddenSize = 128,
     layers: Layers = 4,
@@ -108,7 +108,7 @@ def compare(
     against: Annotated[str, typer.Option(help="the recipe to hold it against")] = "full_attention",
     data: Data = "shakespeare",
     out: Annotated[Path | None, typer.Option(help="folder to make; default: runs/compare-N")] = None,
-    steps: Steps = 800,
+    steps: Steps = 600,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -149,7 +149,9 @@ def evaluate(
     from chiaroscuro.evaluation import evaluate
 
     loaded = load(run)
-    evaluation = evaluate(loaded.model, windows(loaded, data, split), token_bytes(loaded.tokenizer))
+    evaluation = evaluate(
+        loaded.model, windows(loaded, data, split), token_bytes(loaded.tokenizer), show_progress=not as_json
+    )
     show(
         {"recipe": loaded.model.config.recipe, "data": data or own_data(loaded), "split": split, **asdict(evaluation)},
         as_json,

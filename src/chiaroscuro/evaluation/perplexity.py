@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from chiaroscuro.data import TokenWindows
@@ -29,7 +30,11 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: ChiarForCausalLM, windows: TokenWindows, token_bytes: np.ndarray, batch_size: int = 16
+    model: ChiarForCausalLM,
+    windows: TokenWindows,
+    token_bytes: np.ndarray,
+    batch_size: int = 16,
+    show_progress: bool = False,
 ) -> Evaluation:
     """Every token but the first of `windows` predicted once, from what precedes it in its window.
 
@@ -42,7 +47,8 @@ def evaluate(
     nats, tokens, text_bytes = 0.0, 0, 0
     shares: dict[str, np.ndarray] = {}
     operators: dict[str, tuple[str, ...]] = {}
-    for start in range(0, len(windows), batch_size):
+    starts = range(0, len(windows), batch_size)
+    for start in track(starts, "evaluating", transient=True, disable=not show_progress):
         ids_BT = windows.batch(range(start, min(start + batch_size, len(windows)))).to(device)
         output = model(ids_BT, use_cache=False, output_routing=True)
         targets = ids_BT[:, 1:].flatten()

@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, D model channels.
 """
 
+import warnings
 from typing import Literal
 
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class MetaRouter(nn.Module):
 
     def __init__(self, hidden_size: int, mode: Literal["causal", "paper"] = "causal"):
         super().__init__()
+        if mode == "paper":
+            warnings.warn("meta_router='paper' reads later tokens and other sequences: its logits leak", stacklevel=2)
         self.mode = mode
         self.gate = nn.Linear(hidden_size, 1)
         self.reset_parameters()

@@ -6,7 +6,11 @@
 import json
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +80,32 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers of a run depend on."""
-    from importlib.metadata import version
-
+    """What the numbers of a run depend on, and the command that made it."""
     return {
         "chiaroscuro": version("chiaroscuro"),
+        "commit": _commit(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "command": shlex.join(["chiaroscuro", *sys.argv[1:]]),
     }
+
+
+def _commit() -> str:
+    """The commit of the source, with "-dirty" when it was changed since; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -29,7 +29,7 @@ class TrainingPlan:
     steps: int = 400
     batch_size: int = 16
     seq_len: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     warmup_steps: int = 40
     weight_decay: float = 0.01
     calibrate_every: int = 50

@@ -65,7 +65,7 @@ def train(plan: TrainingPlan, text: Text, out: Path, resume: bool = False) -> di
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
 
-    evaluation = evaluate(model, windows["test"], token_bytes(text.tokenizer))
+    evaluation = evaluate(model, windows["test"], token_bytes(text.tokenizer), show_progress=True)
     tokens_seen = plan.steps * plan.batch_size * plan.seq_len
     sample = windows["test"].batch(range(min(8, len(windows["test"])))).to(model.device)
     results = {
