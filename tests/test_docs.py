@@ -1,5 +1,6 @@
 """The Python in the documents runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -23,3 +24,24 @@ def test_code_in_the_documents_runs_as_printed(code):
 def test_links_between_documents_lead_somewhere(page):
     targets = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_figures_of_the_readme_are_those_of_the_committed_result():
+    readme = (ROOT / "README.md").read_text()
+    comparison = json.loads((ROOT / "results" / "demo" / "comparison.json").read_text())
+    chiar, full = comparison["runs"]["chiar"], comparison["runs"]["full_attention"]
+    rows = {
+        "perplexity": "{perplexity:.1f}",
+        "bits per byte": "{bits_per_byte:.3f}",
+        "attention FLOPs, to full attention": "{flops[attention_ratio]:.3f}",
+        "all FLOPs, planned": "{flops[total_ratio]:.3f}",
+        "all FLOPs, executed": "{flops[executed_ratio]:.3f}",
+        "parameters": "{parameters:,}",
+        "training seconds": "{train_seconds:.0f}",
+        "tokens per second": "{tokens_per_second:,.0f}",
+    }
+    for label, form in rows.items():
+        row = next(line for line in readme.splitlines() if line.startswith(f"│ {label} "))
+        assert [cell.strip() for cell in row.split("│")[2:4]] == [form.format(**chiar), form.format(**full)]
+    assert f"perplexity {comparison['unigram_perplexity']:.0f} on the same tokens" in readme
+    assert chiar["versions"]["commit"] == full["versions"]["commit"]
