@@ -10,6 +10,8 @@ from chiaroscuro.modeling import (
 )
 from chiaroscuro.routing import RoutedMixer, calibrate
 
+__version__ = "0.1.0"
+
 __all__ = [
     "RECIPES",
     "ChiarConfig",

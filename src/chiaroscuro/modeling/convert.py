@@ -76,13 +76,14 @@ def _renamed(weights: dict[str, Tensor], config: ChiarConfig, settings: dict[str
         "model.norm.weight": weights["norm.weight"],
         "model.norm.bias": weights["norm.bias"],
     }
+    if config.meta_router != "none":
+        renamed["model.meta_router.gate.weight"] = weights["meta_router.gate_proj.weight"]
+        renamed["model.meta_router.bias"] = weights["meta_router.gate_proj.bias"]
     for layer, operators in enumerate(config.layer_operators or ()):
         if len(operators) > 1:
             thresholds = torch.tensor([settings["tau_low"], settings["tau_high"]], dtype=dtype)
             renamed[f"model.layers.{layer}.mixer.router.thresholds"] = thresholds
     for key, weight in weights.items():
-        if key.startswith("meta_router.gate_proj."):
-            renamed["model.meta_router.gate." + key.rsplit(".", 1)[1]] = weight
         found = re.fullmatch(r"layers\.(\d+)\.(.+)", key)
         if found is None:
             continue

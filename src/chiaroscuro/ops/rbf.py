@@ -62,7 +62,9 @@ def random_frequencies(F: int, D: int) -> Tensor:
     groups = []
     for start in range(0, F, D):
         rows = min(D, F - start)
-        directions = torch.linalg.qr(torch.randn(D, rows, dtype=torch.float64, device="cpu")).Q.T
+        Q, R = torch.linalg.qr(torch.randn(D, rows, dtype=torch.float64, device="cpu"))
+        # LAPACK fixes signs, by which all columns would lean to one side; R knows them.
+        directions = (Q * R.diagonal().sign()).T
         lengths = torch.randn(rows, D, dtype=torch.float64, device="cpu").norm(dim=1, keepdim=True)
         groups.append(directions * lengths)
     return torch.cat(groups).float()

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D model channels.
 import warnings
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -24,12 +25,14 @@ class MetaRouter(nn.Module):
         if mode == "paper":
             warnings.warn("meta_router='paper' reads later tokens and other sequences: its logits leak", stacklevel=2)
         self.mode = mode
-        self.gate = nn.Linear(hidden_size, 1)
+        self.gate = nn.Linear(hidden_size, 1, bias=False)
+        # A parameter of this module, not of the Linear, whose bias transformers sets to zero after everything else.
+        self.bias = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The bias starts at 2, so that g starts at 0.88."""
-        init.constant_(self.gate.bias, 2.0)
+        init.constant_(self.bias, 2.0)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None, state: dict[str, Tensor] | None = None) -> Tensor:
         """Gates (B, T, 1) in mode "causal", (1, 1, 1) in mode "paper". `state` carries the prefix from call to call."""
@@ -37,10 +40,13 @@ class MetaRouter(nn.Module):
         x_BTD = x_BTD * counted[..., None]
         if self.mode == "paper":
             mean = x_BTD.sum((0, 1), keepdim=True) / counted.sum().clamp_min(1.0)
-            return self.gate(mean).sigmoid()
+            return self._gate(mean)
         sums, counts = x_BTD.cumsum(1), counted.cumsum(1)
         if state is not None:
             if state:
                 sums, counts = sums + state["sum_BD"][:, None], counts + state["count_B"][:, None]
             state["sum_BD"], state["count_B"] = sums[:, -1], counts[:, -1]
-        return self.gate(sums / counts[..., None].clamp_min(1.0)).sigmoid()
+        return self._gate(sums / counts[..., None].clamp_min(1.0))
+
+    def _gate(self, mean: Tensor) -> Tensor:
+        return (self.gate(mean) + self.bias).sigmoid()

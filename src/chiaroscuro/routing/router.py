@@ -66,7 +66,7 @@ class ThresholdRouter(Router):
     @torch.no_grad()
     def set_thresholds(self, low: float, high: float) -> None:
         check_thresholds(low, high)
-        self.thresholds.copy_(torch.tensor((low, high)))
+        self.thresholds.copy_(self.thresholds.new_tensor((low, high)))
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor, identity_BT: Tensor) -> Tensor:
         low, high = self.thresholds.to(entropy_BT.dtype)

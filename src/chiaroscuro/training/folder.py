@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
+import chiaroscuro
 from chiaroscuro.data import load_tokenizer
 from chiaroscuro.modeling import ChiarForCausalLM
 
@@ -82,7 +82,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on, and the command that made it."""
     return {
-        "chiaroscuro": version("chiaroscuro"),
+        "chiaroscuro": chiaroscuro.__version__,
         "commit": _commit(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

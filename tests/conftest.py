@@ -1,0 +1,31 @@
+"""What all tests share: two threads, and hypothesis without clocks or chance."""
+
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(2)
+settings.register_profile("chiaroscuro", deadline=None, derandomize=True, max_examples=15)
+settings.load_profile("chiaroscuro")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred thousand characters of the Python manual, in a file."""
+    path = tmp_path_factory.mktemp("text") / "english.txt"
+    path.write_text("\n\n".join(text for _, text in sorted(topics.items()))[:100_000])
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoded corpora go to a folder of this test session."""
+    monkeypatch.setenv("CHIAROSCURO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

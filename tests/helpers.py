@@ -1,0 +1,60 @@
+"""Tiny models and the two properties that every causal model must have.
+
+Shapes: B batch, T tokens, D model channels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chiaroscuro import RECIPES, ChiarConfig, ChiarForCausalLM
+
+SMALL_RECIPES = [name for name in RECIPES if name != "v2_400m"]
+ROUTERS = ["threshold", "soft", "hard", "random"]
+HARD_ROUTERS = ["threshold", "hard", "random"]
+VOCAB, D = 61, 16
+
+
+def tiny_config(recipe: str = "chiar", **fields: Any) -> ChiarConfig:
+    small = {"vocab_size": VOCAB, "hidden_size": D, "num_attention_heads": 2, "dropout": 0.0, "rbf_features": 8}
+    return ChiarConfig.from_recipe(recipe, **(small | fields))
+
+
+def tiny_model(recipe: str = "chiar", **fields: Any) -> ChiarForCausalLM:
+    """In float64 and evaluation mode, with weights far enough from their start that every path carries something."""
+    torch.manual_seed(1)
+    model = ChiarForCausalLM(tiny_config(recipe, **fields)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def ids(B: int, T: int, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def reach(function: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
+    """(B, T, B, T): whether the output of row b at t depends on the input of row a at s, by gradient."""
+    x_BTD = x_BTD.detach().requires_grad_()
+    out = function(x_BTD)
+    B, T = x_BTD.shape[:2]
+    weights = torch.rand(out.shape[2:], dtype=out.dtype, generator=torch.Generator().manual_seed(0))
+    found = torch.zeros(B, T, B, T, dtype=torch.bool)
+    for b in range(B):
+        for t in range(T):
+            (gradient,) = torch.autograd.grad((out[b, t] * weights).sum(), x_BTD, retain_graph=True)
+            found[b, t] = gradient.abs().sum(-1) > 0
+    return found
+
+
+def assert_causal_and_apart(function: Callable[[Tensor], Tensor], x_BTD: Tensor) -> None:
+    """No output depends on a later token or on another row, and each depends on its own token."""
+    found = reach(function, x_BTD)
+    B, T = x_BTD.shape[:2]
+    for b in range(B):
+        assert not found[b].transpose(0, 1)[[a for a in range(B) if a != b]].any(), "a row reads another"
+        assert not found[b, :, b].triu(1).any(), "a token reads the future"
+        assert found[b, :, b].diagonal().all(), "a token does not read itself"

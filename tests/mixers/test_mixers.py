@@ -1,0 +1,220 @@
+"""What every operator promises, ours and one that a third party adds in its own file.
+
+Shapes: B batch, T tokens, D model channels.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.helpers import D, assert_causal_and_apart, ids, reach, tiny_config, tiny_model
+
+from chiaroscuro.mixers import (
+    AttentionMixer,
+    Context,
+    DCTMixer,
+    FeedForward,
+    Mixer,
+    RBFMixer,
+    Work,
+    mixer_class,
+    register_mixer,
+)
+from chiaroscuro.ops import Chosen, dct, rbf_kernel, rotary_tables
+
+# The operator that the documents show how to add, as they print it.
+PAGE = Path(__file__).parent.parent.parent / "docs" / "operators.md"
+exec(re.search(r"```python\n(.*?)\n\n\nconfig =", PAGE.read_text(), re.DOTALL)[1])  # registers "shift"
+
+OPERATORS = ["dct", "rbf", "attention", "shift"]
+every_operator = pytest.mark.parametrize("name", OPERATORS)
+every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
+
+
+def build(name: str, **fields: object) -> Mixer:
+    mixer = mixer_class(name).from_config(tiny_config(**fields)).double().eval()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return mixer
+
+
+def tokens(B: int, T: int) -> torch.Tensor:
+    return torch.randn(B, T, D, dtype=torch.float64)
+
+
+def rotary(T: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return rotary_tables(torch.arange(T)[None], D // 2)
+
+
+@every_operator
+@pytest.mark.parametrize("T", [1, 2, 7])
+def test_no_operator_reads_the_future_or_another_row(name, T):
+    mixer = build(name)
+    found = reach(lambda x: mixer(x, None, Context(rotary=rotary(T))), tokens(2, T))
+    assert not found[0, :, 1].any()
+    assert not found[1, :, 0].any()
+    assert not any(found[b, :, b].triu(1).any() for b in range(2))
+    assert found.any() or (name == "shift" and T == 1)
+
+
+@every_operator
+@every_keys
+@given(
+    B=st.integers(1, 3),
+    T=st.integers(1, 12),
+    share=st.sampled_from([0.0, 0.4, 1.0]),
+    padded=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_chosen_rows_are_the_rows_of_the_dense_output(name, keys, B, T, share, padded, seed):
+    torch.manual_seed(seed)
+    mixer, x, mask = build(name, attention_keys=keys), tokens(B, T), torch.rand(B, T) < share
+    valid = torch.arange(T) >= torch.arange(B)[:, None] if padded else None
+    if valid is not None:
+        mask = mask & valid
+    dense = mixer(x, None, Context(valid_BT=valid, rotary=rotary(T), routed_BT=mask))
+    rows = mixer(x, Chosen(mask), Context(valid_BT=valid, rotary=rotary(T)))
+    torch.testing.assert_close(rows, dense[mask], atol=1e-10, rtol=0)
+
+
+@every_operator
+@every_keys
+@given(
+    cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    share=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, seed):
+    torch.manual_seed(seed)
+    T = sum(cuts)
+    mixer, x, mask = build(name, attention_keys=keys), tokens(2, T), torch.rand(2, T) < share
+    valid = torch.arange(T) >= torch.tensor([[0], [min(2, T - 1)]])
+    mask = mask & valid
+    cos, sin = rotary(T)
+    whole = mixer(x, Chosen(mask), Context(valid_BT=valid, rotary=(cos, sin)))
+    state: dict[str, torch.Tensor] = {}
+    out, start = torch.zeros_like(x), 0
+    for size in cuts:
+        now = slice(start, start + size)
+        context = Context(valid_BT=valid[:, now], rotary=(cos[:, now], sin[:, now]), state=state)
+        piece = mask[:, now]
+        out[:, now][piece] = mixer(x[:, now], Chosen(piece), context)
+        start += size
+    torch.testing.assert_close(out[mask], whole, atol=1e-10, rtol=0)
+
+
+@every_operator
+def test_padding_reaches_no_other_token(name):
+    mixer, x = build(name), tokens(2, 6)
+    valid = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]], dtype=torch.bool)
+    other = torch.where(valid[..., None], x, 9.0)
+    outs = [mixer(tokens_BTD, None, Context(valid_BT=valid, rotary=rotary(6))) for tokens_BTD in (x, other)]
+    torch.testing.assert_close(outs[0][valid], outs[1][valid], atol=1e-12, rtol=0)
+
+
+@every_operator
+def test_state_size_counts_what_the_state_holds(name):
+    mixer, state = build(name), {}
+    mixer(tokens(1, 9), None, Context(rotary=rotary(9), state=state))
+    assert mixer.state_size(9) == sum(tensor.numel() for tensor in state.values())
+
+
+def test_dct_mixing_filters_the_spectrum_and_takes_a_spectrum_that_is_given():
+    mixer, x = build("dct"), tokens(2, 5)
+    spectrum = dct(x)
+    torch.testing.assert_close(dct(mixer(x)), spectrum * mixer.filter, atol=1e-12, rtol=0)
+    torch.testing.assert_close(mixer(x, None, Context(spectrum_BTD=spectrum)), mixer(x))
+
+
+def test_a_filter_of_ones_is_the_identity_and_of_zeros_nothing():
+    x = tokens(2, 5).float()
+    torch.testing.assert_close(DCTMixer(D, start=1.0)(x), x, atol=1e-5, rtol=0)
+    assert not DCTMixer(D, start=0.0)(x).any()
+
+
+@pytest.mark.parametrize("width", [32, 128, 256])
+def test_rbf_mixing_really_mixes_at_the_start(width):
+    """On unit-variance inputs of 64 tokens no token gives itself more than half of its weight on average."""
+    x, mixer = torch.randn(4, 64, width), RBFMixer(width)
+    kernel = rbf_kernel(x, mixer.log_gamma.exp()).tril()
+    assert float((kernel.diagonal(dim1=1, dim2=2) / kernel.sum(-1)).mean()) < 0.5
+    # As the operator itself weighs them: what a push of one on a token's own value does to its output.
+    with torch.no_grad():
+        mixer.value.weight.copy_(torch.zeros(width, width))
+        mixer.value.weight[0, 0] = 1.0
+        mixer.value.bias.zero_()
+    base = mixer(x)
+    own = []
+    for t in range(64):
+        push = (torch.arange(64) == t)[None, :, None]
+        hook = mixer.value.register_forward_hook(lambda module, args, out, push=push: out + push)
+        own.append((mixer(x) - base)[:, t, 0])
+        hook.remove()
+    assert float(torch.stack(own).mean()) < 0.5
+
+
+def test_fitting_sets_the_bandwidth_to_the_median_heuristic():
+    mixer, x = RBFMixer(D), 5.0 * torch.randn(2, 100, D)
+    mixer.fit(x)
+    distances = torch.pdist(x.flatten(0, 1)).square()
+    assert float(mixer.log_gamma.detach().exp()) == pytest.approx(1 / float(distances.median()), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["rbf", "attention"])
+def test_operators_that_are_not_causal_see_both_ways(name):
+    mixer = (RBFMixer(D, 8, causal=False) if name == "rbf" else AttentionMixer(D, 2, causal=False)).double().eval()
+    x, mask = tokens(2, 7), torch.rand(2, 7) < 0.5
+    found = reach(mixer, x)
+    assert all(found[b, :, b].all() for b in range(2))
+    assert not found[0, :, 1].any()
+    torch.testing.assert_close(mixer(x, Chosen(mask)), mixer(x)[mask], atol=1e-10, rtol=0)
+
+
+def test_attention_without_positions_by_definition():
+    mixer, x = build("attention"), tokens(2, 5)
+    q = mixer.query(x).view(2, 5, 2, D // 2).transpose(1, 2)
+    k, v = (part.view(2, 5, 2, D // 2).transpose(1, 2) for part in mixer.key_value(x).chunk(2, -1))
+    scores = (q @ k.mT / (D // 2) ** 0.5).masked_fill(~torch.ones(5, 5, dtype=torch.bool).tril(), float("-inf"))
+    expected = mixer.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 5, D))
+    torch.testing.assert_close(mixer(x), expected, atol=1e-12, rtol=0)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="16 does not divide into 3 heads"):
+        AttentionMixer(16, 3)
+
+
+def test_names_are_registered_once_and_unknown_ones_answered_with_the_known():
+    with pytest.raises(ValueError, match="unknown operator 'fourier'; known operators: attention, dct, rbf"):
+        mixer_class("fourier")
+    with pytest.raises(ValueError, match="'dct' is already registered"):
+        register_mixer("dct")(FeedForward)
+    assert register_mixer("dct")(DCTMixer) is DCTMixer
+
+
+def test_flops_of_the_chosen_are_a_share_of_those_of_all():
+    half, all_tokens = Work.expected(2, 64, 0.5), Work.dense(2, 64)
+    for name in OPERATORS:
+        mixer = build(name)
+        assert 0 < mixer.flops(half).total < mixer.flops(all_tokens).total
+    attention = build("attention")
+    assert attention.flops(half).attention == attention.flops(all_tokens).attention / 2
+
+
+@every_keys
+def test_an_operator_from_elsewhere_works_in_a_model_as_ours_do(keys, tmp_path):
+    model = tiny_model(
+        layer_operators=[["shift"], ["shift", "attention"], ["rbf", "shift"], ["attention"]], attention_keys=keys
+    )
+    assert_causal_and_apart(lambda x: model(inputs_embeds=x).logits, tokens(2, 5))
+    prompt = ids(2, 4)
+    full = model.generate(input_ids=prompt, max_new_tokens=6, do_sample=False, use_cache=False, pad_token_id=0)
+    cached = model.generate(input_ids=prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(full, cached)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64)
+    assert torch.equal(again(prompt).logits, model(prompt).logits)

@@ -1,0 +1,83 @@
+"""Attention of chosen queries against its definition."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chiaroscuro.ops import chosen_attention
+from chiaroscuro.ops.reference import attention
+
+
+def expected_attention(q, k, v, visible, valid=None):
+    """The definition, a row and a head at a time."""
+    out = torch.zeros_like(q)
+    for b in range(q.shape[0]):
+        seen = [[j for j in range(int(n)) if valid is None or valid[b, j]] for n in visible[b]]
+        for n in range(q.shape[1]):
+            out[b, n] = attention(q[b, n], k[b, n], v[b, n], seen)
+    return out
+
+
+def inputs(B, N, Q, K, H, seed=0):
+    torch.manual_seed(seed)
+    q, k, v = (torch.randn(B, N, size, H, dtype=torch.float64, requires_grad=True) for size in (Q, K, K))
+    visible = torch.randint(0, K + 1, (B, Q)).sort(-1).values
+    return q, k, v, visible
+
+
+@given(
+    B=st.integers(1, 3),
+    N=st.integers(1, 2),
+    Q=st.integers(1, 40),
+    K=st.integers(1, 45),
+    padded=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_outputs_and_gradients_by_definition(B, N, Q, K, padded, seed):
+    q, k, v, visible = inputs(B, N, Q, K, 4, seed)
+    valid = torch.rand(B, K) < 0.7 if padded else None
+    out = chosen_attention(q, k, v, visible, valid)
+    expected = expected_attention(q, k, v, visible, valid)
+    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
+    if not visible.any():
+        assert not out.any()
+        return
+    weights = torch.randn_like(out)
+    gradients = torch.autograd.grad((out * weights).sum(), (q, k, v))
+    wanted = torch.autograd.grad((expected * weights).sum(), (q, k, v), allow_unused=True, materialize_grads=True)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, atol=1e-10, rtol=0)
+
+
+def test_many_blocks_and_padding_queries_at_the_end_of_a_row():
+    q, k, v, visible = inputs(2, 1, 150, 160, 4)
+    visible[0, 100:] = 0
+    torch.testing.assert_close(
+        chosen_attention(q, k, v, visible), expected_attention(q, k, v, visible), atol=1e-10, rtol=0
+    )
+
+
+def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients():
+    q, k, v, visible = inputs(1, 2, 3, 4, 4)
+    valid = torch.tensor([[False, False, True, True]])
+    out = chosen_attention(q, k, v, torch.tensor([[0, 2, 3]]), valid)
+    assert not out[:, :, :2].any()
+    assert out[:, :, 2].any()
+    out.sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
+
+
+def test_no_query_gives_no_output():
+    q, k, v, _ = inputs(2, 2, 1, 3, 4)
+    assert chosen_attention(q[:, :, :0], k, v, torch.zeros(2, 0, dtype=torch.long)).shape == (2, 2, 0, 4)
+
+
+def test_what_does_not_fit_is_refused():
+    q, k, v, visible = inputs(2, 2, 3, 5, 4)
+    with pytest.raises(ValueError, match="do not fit together"):
+        chosen_attention(q, k, v[:, :, 1:], visible)
+    with pytest.raises(ValueError, match="do not fit together"):
+        chosen_attention(q, k, v, visible[:, 1:])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        chosen_attention(q * float("nan"), k, v, visible)

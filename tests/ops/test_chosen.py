@@ -1,0 +1,24 @@
+"""Layouts of chosen tokens."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chiaroscuro.ops import Chosen
+
+
+@given(B=st.integers(1, 4), T=st.integers(1, 9), share=st.floats(0, 1), seed=st.integers(0, 100))
+def test_rows_taken_padded_and_taken_back_are_the_chosen_ones_in_order(B, T, share, seed):
+    torch.manual_seed(seed)
+    mask, x = torch.rand(B, T) < share, torch.randn(B, T, 3)
+    chosen = Chosen(mask)
+    rows = chosen.take(x)
+    assert torch.equal(rows, x[mask])
+    padded = chosen.pad(rows)
+    assert padded.shape == (B, int(mask.sum(1).max()), 3)
+    for b in range(B):
+        count = int(mask[b].sum())
+        assert torch.equal(padded[b, :count], x[b][mask[b]])
+        assert not padded[b, count:].any()
+        assert chosen.filled_BQ[b].tolist() == [True] * count + [False] * (chosen.Q - count)
+    assert torch.equal(chosen.unpad(padded), rows)

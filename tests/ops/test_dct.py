@@ -1,0 +1,74 @@
+"""The fast transform against its matrix."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chiaroscuro.ops import dct, idct
+from chiaroscuro.ops.reference import dct_matrix
+
+SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 64, 255, 256]
+
+
+@pytest.mark.parametrize("D", SIZES)
+def test_both_transforms_are_the_orthonormal_matrix_and_its_transpose(D):
+    x, C = torch.randn(3, 2, D, dtype=torch.float64), dct_matrix(D)
+    torch.testing.assert_close(C @ C.T, torch.eye(D, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(dct(x), x @ C.T, atol=1e-12, rtol=0)
+    torch.testing.assert_close(idct(x), x @ C, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("D", [1, 2, 5, 8])
+@pytest.mark.parametrize("transform", [dct, idct])
+def test_first_and_second_derivatives(D, transform):
+    x = torch.randn(2, D, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(transform, x)
+    assert torch.autograd.gradgradcheck(lambda x: transform(x).square(), x)
+
+
+@given(shape=st.lists(st.integers(1, 4), min_size=0, max_size=3), D=st.integers(1, 70))
+def test_there_and_back_keeps_the_vector_and_its_length(shape, D):
+    x = torch.randn(*shape, D, dtype=torch.float64)
+    torch.testing.assert_close(idct(dct(x)), x, atol=1e-12, rtol=0)
+    torch.testing.assert_close(dct(x).norm(dim=-1), x.norm(dim=-1), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+def test_lower_precision_is_computed_in_float32_and_returned_as_given(dtype, tolerance):
+    x = torch.randn(4, 96).to(dtype)
+    for transform in (dct, idct):
+        result = transform(x)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), transform(x.double()), atol=tolerance, rtol=0)
+        assert torch.equal(result, transform(x.float()).to(dtype))
+
+
+@pytest.mark.parametrize("transform", [dct, idct])
+def test_no_tokens_give_no_tokens_and_keep_the_graph(transform):
+    x = torch.zeros(0, 8, requires_grad=True)
+    result = transform(x)
+    assert result.shape == (0, 8)
+    result.sum().backward()
+    assert x.grad.shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("x", "complaint"),
+    [
+        (torch.ones(4, dtype=torch.long), "floating-point"),
+        (torch.ones(4, dtype=torch.complex64), "floating-point"),
+        (torch.ones(3, 0), "at least one channel"),
+        (torch.tensor(1.0), "at least one channel"),
+        (torch.tensor([1.0, float("nan")]), "NaN or infinity"),
+        (torch.tensor([1.0, float("inf")]), "NaN or infinity"),
+    ],
+)
+def test_what_cannot_be_transformed_is_refused(x, complaint):
+    for transform in (dct, idct):
+        with pytest.raises(ValueError, match=complaint):
+            transform(x)
+
+
+def test_large_finite_numbers_are_not_taken_for_infinite():
+    assert dct(torch.tensor([3e38, 3e38, -3e38, -3e38])).shape == (4,)

@@ -1,0 +1,78 @@
+"""Thresholds and bandwidths from data."""
+
+import pytest
+import torch
+from tests.helpers import VOCAB, ids, tiny_model
+
+from chiaroscuro.mixers import RBFMixer
+from chiaroscuro.ops import spectral_entropy
+from chiaroscuro.routing import ThresholdRouter, calibrate
+
+
+def seen_entropies(model, input_ids):
+    return {trace.layer: trace.entropy for trace in model(input_ids, output_routing=True).routing}
+
+
+@pytest.mark.parametrize("recipe", ["chiar", "v2", "v1_three_operator"])
+def test_each_layer_gets_the_percentiles_of_what_it_sees_once_all_are_set(recipe):
+    model, text = tiny_model(recipe), ids(8, 64)
+    found = calibrate(model, text)
+    entropies = seen_entropies(model, text)
+    assert [layer.layer for layer in found] == list(entropies)
+    for layer in found:
+        expected = torch.quantile(entropies[layer.layer], torch.tensor([1 / 3, 2 / 3], dtype=torch.float64))
+        router = model.model.layers[layer.layer].mixer.router
+        assert router.thresholds.tolist() == pytest.approx(expected.tolist(), abs=1e-9)
+        assert (layer.low, layer.high) == pytest.approx(tuple(expected.tolist()), abs=1e-9)
+        assert layer.mean == pytest.approx(float(entropies[layer.layer].mean()))
+
+
+def test_about_half_of_the_tokens_then_go_to_attention():
+    model, text = tiny_model(hidden_size=64), ids(8, 128)
+    calibrate(model, text)
+    for trace in model(text, output_routing=True).routing:
+        assert trace.shares()["attention"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_with_three_operators_each_takes_a_third():
+    model, text = tiny_model(layer_operators=[["dct", "rbf", "attention"], ["attention"]]), ids(8, 64)
+    calibrate(model, text)
+    (trace,) = model(text, output_routing=True).routing
+    assert list(trace.shares().values()) == pytest.approx([1 / 3] * 3, abs=1 / VOCAB)  # a token has one entropy here
+
+
+def test_the_first_layers_entropy_is_that_of_the_normed_embedding():
+    model, text = tiny_model(layer_operators=[["dct", "attention"]]), ids(4, 32)
+    calibrate(model, text)
+    body = model.model
+    x = body.layers[0].mixer_norm(body.embedding_norm(body.embed_tokens(text)))
+    torch.testing.assert_close(seen_entropies(model, text)[0], spectral_entropy(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_and_the_hooks_are_left_as_they_were(training):
+    model = tiny_model().train(training)
+    calibrate(model, ids(2, 16), fit_mixers=True)
+    assert model.training == training
+    thresholds = [m.thresholds.clone() for m in model.modules() if isinstance(m, ThresholdRouter)]
+    model(ids(2, 16, seed=5))
+    after = [m.thresholds for m in model.modules() if isinstance(m, ThresholdRouter)]
+    assert all(torch.equal(before, now) for before, now in zip(thresholds, after, strict=True))
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_other_routers_have_nothing_to_calibrate():
+    for router in ("soft", "hard", "random"):
+        model = tiny_model(router=router)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        assert calibrate(model, ids(2, 16)) == []
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_fitting_sets_bandwidths_only_when_asked():
+    model = tiny_model("v1_three_operator")
+    gammas = [m.log_gamma.detach().clone() for m in model.modules() if isinstance(m, RBFMixer)]
+    calibrate(model, ids(4, 32))
+    assert [m.log_gamma.detach().clone() for m in model.modules() if isinstance(m, RBFMixer)] == gammas
+    calibrate(model, ids(4, 32), fit_mixers=True)
+    assert [m.log_gamma.detach().clone() for m in model.modules() if isinstance(m, RBFMixer)] != gammas

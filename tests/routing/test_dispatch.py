@@ -1,0 +1,111 @@
+"""Sparse dispatch is dense dispatch, in outputs and in every gradient.
+
+Shapes: B batch, T tokens, D model channels.
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.helpers import HARD_ROUTERS, D, ids, tiny_model
+
+from chiaroscuro.mixers import AttentionMixer, DCTMixer
+from chiaroscuro.routing import RoutedMixer, ThresholdRouter, router_class
+
+
+def outputs_and_gradients(model, dispatch, input_ids, mask):
+    for layer in model.model.layers:
+        layer.mixer.dispatch = dispatch
+    model.zero_grad()
+    output = model(input_ids, attention_mask=mask, output_routing=True)
+    weights = torch.randn(output.logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    (output.logits * weights).sum().backward()
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+    }
+    return output, gradients
+
+
+def padding(kind, B, T):
+    """A mask whose rows lack 0, 1, 2 ... tokens on one side, each keeping at least one."""
+    if kind == "none":
+        return None
+    missing = torch.arange(B).clamp_max(T - 1)[:, None]
+    place = torch.arange(T)[None]
+    return ((place >= missing) if kind == "left" else (place < T - missing)).long()
+
+
+def force(model, share):
+    """Thresholds that send no token, every token, or some of them to the second operator."""
+    for module in model.modules():
+        if isinstance(module, ThresholdRouter) and share != "some":
+            bound = 1.0 if share == "none" else 0.0
+            module.set_thresholds(bound, bound)
+
+
+@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator", "v1_dct_attention", "v2"])
+@pytest.mark.parametrize("router", HARD_ROUTERS)
+@pytest.mark.parametrize("keys", ["all", "routed"])
+@given(
+    B=st.integers(1, 3),
+    T=st.sampled_from([1, 2, 7, 20]),
+    kind=st.sampled_from(["none", "left", "right"]),
+    share=st.sampled_from(["none", "some", "all"]),
+)
+def test_sparse_equals_dense(recipe, router, keys, B, T, kind, share):
+    model = tiny_model(recipe, router=router, attention_keys=keys)
+    force(model, share)
+    input_ids, mask = ids(B, T), padding(kind, B, T)
+    dense, dense_gradients = outputs_and_gradients(model, "dense", input_ids, mask)
+    sparse, sparse_gradients = outputs_and_gradients(model, "sparse", input_ids, mask)
+    torch.testing.assert_close(sparse.logits, dense.logits, atol=1e-10, rtol=0)
+    for name, gradient in dense_gradients.items():
+        torch.testing.assert_close(sparse_gradients[name], gradient, atol=1e-10, rtol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize(("share", "expected"), [("none", 0.0), ("all", 1.0)])
+def test_forced_shares_are_what_they_say(share, expected):
+    model = tiny_model()
+    force(model, share)
+    for trace in model(ids(2, 9), output_routing=True).routing:
+        assert trace.shares()["attention"] == expected
+
+
+@pytest.mark.parametrize(("router", "sparse"), [("threshold", True), ("hard", True), ("random", True), ("soft", False)])
+def test_auto_is_sparse_wherever_each_token_goes_to_one_operator(router, sparse):
+    assert tiny_model(router=router).model.layers[1].mixer.sparse == sparse
+
+
+def test_sparse_dispatch_leaves_the_other_tokens_alone():
+    """Each operator is shown as many rows as it has tokens, and no more."""
+    mixer = RoutedMixer({"dct": DCTMixer(D), "attention": AttentionMixer(D, 2)}, ThresholdRouter(D, 2))
+    rows = {}
+    attention = mixer.mixers["attention"]
+    for name, part in (("query", attention.query), ("out", attention.out)):
+        part.register_forward_hook(lambda module, args, out, name=name: rows.update({name: out.shape[0]}))
+    _, routing = mixer(torch.randn(3, 20, D))
+    attended = int((routing.choice_BT == 1).sum())
+    assert 0 < attended < 60
+    assert rows == {"query": attended, "out": attended}
+
+
+def test_the_parts_work_alone_and_soft_gates_blend_by_definition():
+    parts = {"dct": DCTMixer(D), "attention": AttentionMixer(D, 2)}
+    mixer = RoutedMixer(parts, router_class("soft")(D, 2)).eval()
+    x = torch.randn(2, 6, D)
+    mixed, routing = mixer(x)
+    expected = sum(routing.gates_BTO[..., index, None] * part(x) for index, part in enumerate(parts.values()))
+    torch.testing.assert_close(mixed, expected)
+
+
+def test_layers_that_make_no_sense_are_refused():
+    two = {"dct": DCTMixer(D), "attention": AttentionMixer(D, 2)}
+    with pytest.raises(ValueError, match="at least one operator"):
+        RoutedMixer({})
+    with pytest.raises(ValueError, match="2 operators need a router"):
+        RoutedMixer(two)
+    with pytest.raises(ValueError, match="1 operators take no router"):
+        RoutedMixer({"dct": DCTMixer(D)}, ThresholdRouter(D, 2))
+    with pytest.raises(ValueError, match="blends them all"):
+        RoutedMixer(two, router_class("soft")(D, 2), dispatch="sparse")

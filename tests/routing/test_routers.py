@@ -1,0 +1,124 @@
+"""Routers: from entropy to gates."""
+
+import pytest
+import torch
+
+from chiaroscuro.ops import noise_entropy
+from chiaroscuro.routing import (
+    ThresholdRouter,
+    noise_thresholds,
+    router_class,
+    starving,
+    utilisation,
+    utilisation_entropy,
+)
+
+
+def gates(router, entropy):
+    entropy = torch.tensor([entropy])
+    x = torch.randn(*entropy.shape, router.hidden_size)
+    return router(x, entropy, torch.arange(entropy.shape[1])[None])[0]
+
+
+def test_two_operators_are_parted_by_the_mean_of_the_thresholds():
+    router = ThresholdRouter(8, 2, low=0.4, high=0.6)
+    assert gates(router, [0.0, 0.4, 0.5, 0.501, 1.0]).argmax(-1).tolist() == [0, 0, 0, 1, 1]
+
+
+def test_three_operators_are_parted_by_both_and_the_middle_takes_the_bounds():
+    router = ThresholdRouter(8, 3, low=0.25, high=0.75)
+    assert gates(router, [0.0, 0.249, 0.25, 0.5, 0.75, 0.751, 1.0]).argmax(-1).tolist() == [0, 0, 1, 1, 1, 2, 2]
+
+
+def test_hard_gates_are_one_for_one_operator_and_zero_for_the_others():
+    for name in ("threshold", "hard", "random"):
+        found = gates(router_class(name)(8, 3), [0.1, 0.5, 0.9, 0.85])
+        assert sorted(set(found.flatten().tolist())) == [0.0, 1.0]
+        assert found.sum(-1).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("thresholds", [(0.6, 0.4), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 0.5)])
+def test_thresholds_out_of_order_are_refused(thresholds):
+    with pytest.raises(ValueError, match="tau_low <= tau_high"):
+        ThresholdRouter(8, 2, low=thresholds[0], high=thresholds[1])
+    with pytest.raises(ValueError, match="tau_low <= tau_high"):
+        ThresholdRouter(8, 2).set_thresholds(*thresholds)
+
+
+def test_the_threshold_router_takes_two_or_three_operators():
+    for number in (1, 4):
+        with pytest.raises(ValueError, match=f"two or three operators, not {number}"):
+            ThresholdRouter(8, number)
+
+
+@pytest.mark.parametrize(("D", "published"), [(256, (0.855, 0.865)), (1024, (0.8935, 0.8973))])
+def test_thresholds_start_where_white_noise_and_the_published_ones_lie(D, published):
+    low, high = noise_thresholds(D)
+    assert low < noise_entropy(D) < high
+    assert high - low == pytest.approx(published[1] - published[0], rel=0.2)
+    assert low == pytest.approx(published[0], abs=0.012)
+
+
+def test_noise_thresholds_part_noise_into_thirds():
+    from chiaroscuro.ops import spectral_entropy
+
+    low, high = noise_thresholds(256)
+    entropy = spectral_entropy(torch.randn(20_000, 256))
+    assert float((entropy < low).float().mean()) == pytest.approx(1 / 3, abs=0.05)
+    assert float((entropy > high).float().mean()) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_soft_gates_are_probabilities_of_vector_and_entropy():
+    router = router_class("soft")(8, 3)
+    x, entropy = torch.randn(2, 5, 8), torch.rand(2, 5)
+    found = router(x, entropy, torch.zeros(2, 5, dtype=torch.long))
+    expected = router.score(torch.cat((x, entropy[..., None]), -1)).softmax(-1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_straight_through_gradient_is_that_of_the_chosen_probability():
+    router = router_class("hard")(8, 3).double()
+    x, entropy = torch.randn(1, 6, 8, dtype=torch.float64), torch.rand(1, 6, dtype=torch.float64)
+    identity = torch.zeros(1, 6, dtype=torch.long)
+    weights = torch.randn(1, 6, 3, dtype=torch.float64)
+    gates = router(x, entropy, identity)
+    (hard,) = torch.autograd.grad((gates * weights).sum(), router.score.weight)
+    soft = router.score(torch.cat((x, entropy[..., None]), -1)).softmax(-1)
+    chosen = soft.argmax(-1, keepdim=True)
+    (expected,) = torch.autograd.grad((soft * weights).gather(-1, chosen).sum(), router.score.weight)
+    torch.testing.assert_close(hard, expected)
+
+
+def test_random_choices_are_even_repeatable_and_differ_by_token_position_and_layer():
+    identity = torch.arange(40_000).view(4, -1)
+    x, entropy = torch.zeros(4, 10_000, 8), torch.zeros(4, 10_000)
+    first, second = (router_class("random")(8, 3, layer)(x, entropy, identity).argmax(-1) for layer in (0, 1))
+    for choice in (first, second):
+        assert torch.bincount(choice.flatten()).tolist() == pytest.approx([40_000 / 3] * 3, rel=0.03)
+    agree = float((first == second).float().mean())
+    assert agree == pytest.approx(1 / 3, abs=0.02)
+    neighbours = float((first[:, 1:] == first[:, :-1]).float().mean())
+    assert neighbours == pytest.approx(1 / 3, abs=0.02)
+    again = router_class("random")(8, 3, 0)(x[:, :7], entropy[:, :7], identity[:, :7]).argmax(-1)
+    assert torch.equal(again, first[:, :7])
+
+
+def test_an_unknown_router_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown router 'oracle'; known routers: hard, random, soft, threshold"):
+        router_class("oracle")
+
+
+def test_utilisation_leaves_padding_out_and_collapse_is_found():
+    gates_BTO = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [0.5, 0.5]]])
+    q = utilisation(gates_BTO)
+    assert q.tolist() == [0.75, 0.25]
+    assert float(utilisation_entropy(q)) == pytest.approx(0.5623, abs=1e-4)
+    assert float(utilisation_entropy(torch.tensor([1.0, 0.0]))) == 0.0
+    assert starving(torch.tensor([0.995, 0.005]), ("dct", "rbf")) == ["rbf"]
+    assert starving(q, ("dct", "rbf")) == []
+
+
+def test_the_regulariser_moves_gates_towards_even_use():
+    logits = torch.tensor([2.0, 0.0], requires_grad=True)
+    utilisation_entropy(logits.softmax(-1)).backward()
+    assert logits.grad[0] < 0 < logits.grad[1]
