@@ -4,27 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 
 from chiaroscuro import cli
 from chiaroscuro.modeling import ChiarForCausalLM
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 SMALL = ["--steps", "6", "--batch-size", "4", "--seq-len", "33", "--vocab-size", "300"]
 SMALL += ["--hidden-size", "32", "--heads", "2", "--layers", "3"]
-
-
-@pytest.fixture(scope="module")
-def english(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "english.txt"
-    path.write_text("\n\n".join(text for _, text in sorted(topics.items()))[:60_000])
-    return path
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("CHIAROSCURO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 import torch
@@ -12,20 +11,9 @@ from chiaroscuro import ChiarForCausalLM
 from chiaroscuro.routing import ThresholdRouter
 from chiaroscuro.training import TrainingPlan, compare, load_run, load_text, train
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def english(tmp_path_factory) -> Path:
-    """A hundred thousand characters of the Python manual."""
-    path = tmp_path_factory.mktemp("text") / "english.txt"
-    path.write_text("\n\n".join(text for _, text in sorted(topics.items()))[:100_000])
-    return path
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("CHIAROSCURO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

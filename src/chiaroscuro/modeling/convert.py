@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.heads import ChiarForCausalLM
@@ -37,12 +37,19 @@ def convert(checkpoint: Path) -> ChiarForCausalLM:
         raise ValueError(
             f"{checkpoint} does not hold the entries 'model' and 'cfg' of a checkpoint of the paper's code"
         )
-    weights, settings = content["model"], content["cfg"]
+    try:
+        return _model(content["model"], content["cfg"])
+    except KeyError as error:
+        raise ValueError(f"{checkpoint} lacks the entry {error}") from error
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} does not fit the model that its settings describe: {error}") from error
+
+
+def _model(weights: dict[str, Tensor], settings: dict[str, Any]) -> ChiarForCausalLM:
     config = _config(weights, settings)
-    model = ChiarForCausalLM(config).to(weights["token_emb.weight"].dtype)
-    missing, unexpected = model.load_state_dict(_renamed(weights, config, settings), strict=False)
-    if missing or unexpected:
-        raise ValueError(f"{checkpoint} does not fit: missing {sorted(missing)}, not understood {sorted(unexpected)}")
+    model = ChiarForCausalLM(config)
+    nn.Module.to(model, weights["token_emb.weight"].dtype)
+    model.load_state_dict(_renamed(weights, config, settings))
     return model.eval()
 
 
@@ -96,7 +103,9 @@ def _renamed(weights: dict[str, Tensor], config: ChiarConfig, settings: dict[str
             renamed[prefix + f"mixer.mixers.attention.mixer.query.{kind}"] = query
             renamed[prefix + f"mixer.mixers.attention.mixer.key_value.{kind}"] = key_value
         else:
+            # The rotary tables need no place here; a name that is not known is left as it is, and refused when loading.
             for old, new in _NORMS_AND_FEED_FORWARD.items():
-                if name.startswith(old):
-                    renamed[prefix + new + name.removeprefix(old)] = weight
+                name = new + name.removeprefix(old) if name.startswith(old) else name
+            if not name.startswith("attn.rope."):
+                renamed[prefix + name] = weight
     return renamed

@@ -1,0 +1,103 @@
+"""Configurations and recipes."""
+
+import pytest
+
+from chiaroscuro import RECIPES, ChiarConfig
+
+PAPER = ["v1_full_attention", "v1_three_operator", "v1_dct_attention", "v2_full_attention", "v2", "v2_400m"]
+
+
+def test_the_recipes_that_others_call():
+    assert list(RECIPES) == ["chiar", "full_attention", *PAPER]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_survives_json(recipe, tmp_path):
+    config = ChiarConfig.from_recipe(recipe)
+    config.save_pretrained(tmp_path)
+    assert ChiarConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layers"),
+    [
+        ("chiar", [["dct"], ["dct", "attention"], ["dct", "attention"], ["attention"]]),
+        ("full_attention", [["attention"]] * 4),
+        ("v1_three_operator", [["dct"], ["dct", "rbf"], ["rbf", "attention"], ["attention"]]),
+        ("v1_dct_attention", [["dct"], ["dct"], ["dct", "attention"], ["attention"]]),
+        ("v2", [["dct"], ["dct", "attention"], ["dct", "attention"], ["attention"]]),
+    ],
+)
+def test_the_plans_of_four_layers(recipe, layers):
+    assert ChiarConfig.from_recipe(recipe).layer_operators == layers
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("layers", [1, 2, 3, 5, 8])
+def test_a_plan_follows_the_number_of_layers_and_ends_in_attention(recipe, layers):
+    config = ChiarConfig.from_recipe(recipe, num_hidden_layers=layers)
+    assert len(config.layer_operators) == config.num_hidden_layers == layers
+    assert config.layer_operators[-1] == ["attention"]
+    if layers > 1 and "full" not in recipe:
+        assert config.layer_operators[0] == ["dct"]
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_the_papers_recipes_are_faithful_but_for_the_leaking_gate(recipe):
+    config = ChiarConfig.from_recipe(recipe)
+    assert config.norm_placement == "post"
+    assert not config.embedding_norm
+    assert config.dropout == 0.1
+    assert config.vocab_size == 50257
+    assert config.intermediate_size == 4 * config.hidden_size
+    assert config.position_embedding == ("learned" if recipe.startswith("v1") else "rotary")
+    assert config.meta_router == ("causal" if recipe in ("v2", "v2_400m") else "none")
+
+
+def test_published_thresholds_belong_to_the_published_width():
+    assert ChiarConfig.from_recipe("v2_400m").tau_low == 0.8935
+    assert ChiarConfig.from_recipe("v1_dct_attention").tau_high == 0.865
+    narrow = ChiarConfig.from_recipe("v1_dct_attention", hidden_size=64)
+    assert (narrow.tau_low, narrow.tau_high) == (None, None)
+    given = ChiarConfig.from_recipe("v1_dct_attention", hidden_size=64, tau_low=0.8, tau_high=0.9)
+    assert (given.tau_low, given.tau_high) == (0.8, 0.9)
+
+
+def test_the_twin_is_full_attention_of_the_same_size():
+    config = ChiarConfig.from_recipe("v2", hidden_size=64, num_hidden_layers=6, vocab_size=100)
+    twin = config.twin()
+    assert twin.layer_operators == [["attention"]] * 6
+    assert (twin.hidden_size, twin.vocab_size, twin.norm_placement) == (64, 100, "pre")
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"recipe": "chair"}, "unknown recipe 'chair'; known recipes: chiar, full_attention, v1_full_attention"),
+        ({"router": "oracle"}, "unknown router 'oracle'; known routers: hard, random, soft, threshold"),
+        ({"layer_operators": [["fourier"]]}, "unknown operator 'fourier'; known operators: attention, dct, rbf"),
+        ({"layer_operators": [["dct"], []]}, "layer 1 has no operator"),
+        ({"layer_operators": [["dct", "dct"]]}, "lists an operator twice"),
+        ({"hidden_size": 30}, "30 does not divide into 4"),
+        ({"hidden_size": 12}, "even head size"),
+        ({"tau_low": 0.9, "tau_high": 0.8}, "tau_low <= tau_high"),
+        ({"tau_low": 0.9}, "both tau_low and tau_high"),
+        ({"router": "soft", "dispatch": "sparse"}, "blends all operators"),
+        ({"meta_router": "oracle"}, "unknown meta_router 'oracle'; known: none, causal, paper"),
+        ({"norm_placement": "sandwich"}, "known: pre, post"),
+        ({"attention_keys": "some"}, "known: all, routed"),
+        ({"dispatch": "fast"}, "known: auto, dense, sparse"),
+        ({"feed_forward": "none"}, "known: shared, per_operator"),
+        ({"position_embedding": "alibi"}, "known: rotary, learned"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive whole number, got 0"),
+        ({"vocab_size": "many"}, "vocab_size must be a positive whole number, got 'many'"),
+        ({"hidden_size": 2.5}, "hidden_size must be a positive whole number, got 2.5"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(fields, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        ChiarConfig(**fields)
+    if "recipe" not in fields:
+        with pytest.raises(ValueError, match=complaint):
+            ChiarConfig.from_recipe("chiar", **fields)

@@ -1,0 +1,267 @@
+"""The model: what depends on what, cache, padding, saving, and what is refused.
+
+Shapes: B batch, T tokens, D model channels.
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.helpers import ROUTERS, SMALL_RECIPES, VOCAB, D, assert_causal_and_apart, ids, tiny_config, tiny_model
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DynamicCache,
+)
+
+from chiaroscuro import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification, ChiarModel, calibrate
+from chiaroscuro.routing import utilisation, utilisation_entropy
+
+every_recipe = pytest.mark.parametrize("recipe", SMALL_RECIPES)
+routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator", "v1_dct_attention", "v2"])
+every_router = pytest.mark.parametrize("router", ROUTERS)
+every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
+
+
+@every_recipe
+@every_router
+@given(
+    B=st.integers(1, 2),
+    T=st.sampled_from([1, 2, 5, 8]),
+    keys=st.sampled_from(["all", "routed"]),
+    seed=st.integers(0, 9),
+)
+def test_no_logit_depends_on_later_tokens_or_other_rows(recipe, router, B, T, keys, seed):
+    model = tiny_model(recipe, router=router, attention_keys=keys)
+    x = torch.randn(B, T, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    assert_causal_and_apart(lambda x: model(inputs_embeds=x).logits, x)
+
+
+@every_recipe
+@every_router
+def test_changing_later_tokens_changes_no_earlier_logit(recipe, router):
+    """Beyond the gradient: the choices themselves, which have none, stay the same."""
+    model, first, second = tiny_model(recipe, router=router), ids(2, 12), ids(2, 12, seed=1)
+    second[:, :7] = first[:, :7]
+    torch.testing.assert_close(model(second).logits[:, :7], model(first).logits[:, :7], atol=1e-12, rtol=0)
+    second[0] = first[0]
+    torch.testing.assert_close(model(second).logits[0], model(first).logits[0], atol=1e-12, rtol=0)
+
+
+def left_padded(B, T):
+    """Prompts of different lengths, the first full, and their mask. Token 0, which pads, is in no prompt."""
+    input_ids = ids(B, T).clamp_min(1)
+    mask = (torch.arange(T) >= torch.arange(0, 2 * B, 2)[:, None]).long()
+    return input_ids * mask, mask
+
+
+@every_recipe
+@every_router
+@every_keys
+def test_greedy_generation_through_the_cache_is_that_of_the_full_pass(recipe, router, keys):
+    model = tiny_model(recipe, router=router, attention_keys=keys)
+    input_ids, mask = left_padded(3, 7)
+    arguments = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    cached = model.generate(input_ids=input_ids, **arguments)
+    assert torch.equal(cached, model.generate(input_ids=input_ids, use_cache=False, **arguments))
+    for row, kept in enumerate(mask.sum(1).tolist()):
+        alone = model.generate(
+            input_ids=input_ids[row : row + 1, -kept:], max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+        assert torch.equal(alone[0], cached[row, 7 - kept :])
+        # By hand, without generate: the likeliest token of a full pass, again and again.
+        tokens = input_ids[row : row + 1, -kept:]
+        for _ in range(12):
+            tokens = torch.cat((tokens, model(tokens).logits[:, -1:].argmax(-1)), 1)
+        assert torch.equal(tokens, alone)
+
+
+@routed_recipes
+@every_keys
+@given(cuts=st.lists(st.integers(1, 5), min_size=1, max_size=4), padded=st.booleans())
+def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(recipe, keys, cuts, padded):
+    model, T = tiny_model(recipe, attention_keys=keys), sum(cuts)
+    input_ids, mask = ids(2, T), torch.ones(2, T, dtype=torch.long)
+    if padded:
+        mask[1, : min(2, T - 1)] = 0
+    whole = model(input_ids, attention_mask=mask).logits
+    cache, pieces, start = DynamicCache(config=model.config), [], 0
+    for size in cuts:
+        now = slice(start, start + size)
+        pieces.append(model(input_ids[:, now], attention_mask=mask[:, : start + size], past_key_values=cache).logits)
+        start += size
+    assert cache.get_seq_length() == T
+    valid = mask.bool()
+    torch.testing.assert_close(torch.cat(pieces, 1)[valid], whole[valid], atol=1e-10, rtol=0)
+
+
+@routed_recipes
+def test_beam_search_moves_every_state_with_its_beam(recipe):
+    model, (input_ids, mask) = tiny_model(recipe, attention_keys="routed"), left_padded(2, 5)
+    arguments = {"attention_mask": mask, "max_new_tokens": 8, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
+    cached = model.generate(input_ids=input_ids, **arguments)
+    assert torch.equal(cached, model.generate(input_ids=input_ids, use_cache=False, **arguments))
+
+
+def test_routed_keys_make_the_cache_shrink():
+    held = {}
+    for keys in ("all", "routed"):
+        model = tiny_model(attention_keys=keys)
+        cache = model(ids(1, 40), use_cache=True).past_key_values
+        held[keys] = cache.layers[1].states["attention"]["k"].shape[2]
+        assert cache.get_seq_length() == 40
+    assert held["all"] == 40
+    assert held["routed"] < 35
+
+
+@every_recipe
+@every_keys
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(recipe, keys, side):
+    model, texts = tiny_model(recipe, attention_keys=keys), [ids(1, n, seed=n)[0] for n in (9, 6, 1)]
+    padded, mask = torch.full((3, 9), 7), torch.zeros(3, 9, dtype=torch.long)
+    for row, text in enumerate(texts):
+        place = slice(9 - len(text), 9) if side == "left" else slice(0, len(text))
+        padded[row, place], mask[row, place] = text, 1
+    logits = model(padded, attention_mask=mask).logits
+    for row, text in enumerate(texts):
+        torch.testing.assert_close(logits[row][mask[row].bool()], model(text[None]).logits[0], atol=1e-10, rtol=0)
+
+
+@every_recipe
+def test_saved_and_loaded_models_give_identical_logits(recipe, tmp_path):
+    model = ChiarForCausalLM(tiny_config(recipe)).eval()
+    calibrate(model, ids(4, 32), fit_mixers=True)
+    model.save_pretrained(tmp_path)
+    for cls in (ChiarForCausalLM, AutoModelForCausalLM):
+        loaded = cls.from_pretrained(tmp_path).eval()
+        assert torch.equal(loaded(ids(2, 9)).logits, model(ids(2, 9)).logits)
+    assert AutoConfig.from_pretrained(tmp_path).to_json_string() == model.config.to_json_string()
+    body = AutoModel.from_pretrained(tmp_path).eval()
+    assert isinstance(body, ChiarModel)
+    assert torch.equal(body(ids(2, 9)).last_hidden_state, model.model(ids(2, 9)).last_hidden_state)
+
+
+@every_recipe
+def test_classifiers_pool_what_is_not_padding_and_survive_saving(recipe, tmp_path):
+    model = ChiarForSequenceClassification(tiny_config(recipe, num_labels=3)).eval()
+    padded = torch.cat((torch.full((2, 3), 5), ids(2, 6)), 1)
+    mask = (torch.arange(9) >= 3).long().expand(2, 9)
+    plain = model(ids(2, 6), labels=torch.tensor([0, 2]))
+    assert plain.logits.shape == (2, 3)
+    torch.testing.assert_close(plain.loss, cross_entropy(plain.logits, torch.tensor([0, 2])))
+    torch.testing.assert_close(model(padded, attention_mask=mask).logits, plain.logits, atol=1e-5, rtol=0)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(ids(2, 6)).logits, plain.logits)
+
+
+@every_recipe
+def test_gradient_checkpointing_changes_no_gradient(recipe):
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model(recipe, router="hard", collapse_weight=0.1).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(ids(2, 8), labels=ids(2, 8), use_cache=False).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-12, rtol=0)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_next_token():
+    model, input_ids = tiny_model(), ids(2, 9)
+    labels = input_ids.clone()
+    labels[0, :4] = -100
+    output = model(input_ids, labels=labels)
+    expected = cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(output.loss.double(), expected, atol=1e-6, rtol=0)
+
+
+def test_the_collapse_regulariser_takes_lambda_u_from_the_loss():
+    plain, regularised = (tiny_model(router="soft", collapse_weight=weight) for weight in (0.0, 0.25))
+    output = plain(ids(2, 9), labels=ids(2, 9), output_routing=True)
+    U = torch.stack([utilisation_entropy(utilisation(trace.gates)) for trace in output.routing]).mean()
+    penalised = regularised(ids(2, 9), labels=ids(2, 9))
+    assert penalised.routing is None
+    torch.testing.assert_close(penalised.loss, output.loss - 0.25 * U, atol=1e-6, rtol=0)
+
+
+def test_a_trace_per_layer_with_a_choice():
+    routing = tiny_model()(ids(2, 5), output_routing=True).routing
+    assert [trace.layer for trace in routing] == [1, 2]
+    for trace in routing:
+        assert trace.operators == ("dct", "attention")
+        assert trace.entropy.shape == trace.choice.shape == (2, 5)
+        assert trace.gates.shape == (2, 5, 2)
+        assert torch.equal(trace.gates.argmax(-1), trace.choice)
+    assert tiny_model()(ids(2, 5)).routing is None
+
+
+def test_padding_has_no_gates():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    for trace in tiny_model()(ids(2, 4), attention_mask=mask, output_routing=True).routing:
+        assert torch.equal(trace.gates.sum(-1), mask.double())
+        assert sum(trace.shares().values()) == pytest.approx(1.0)
+
+
+@every_recipe
+def test_what_transformers_expects_of_a_model(recipe):
+    model = tiny_model(recipe)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert len(model(ids(2, 5), output_hidden_states=True).hidden_states) == model.config.num_hidden_layers + 1
+    assert model(ids(2, 5), return_dict=False)[0].shape == (2, 5, VOCAB)
+    torch.testing.assert_close(model(ids(2, 5), logits_to_keep=1).logits, model(ids(2, 5)).logits[:, -1:])
+    before = model(ids(2, 5)).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(ids(2, 5)).logits, before)
+    model.resize_token_embeddings(VOCAB + 9)
+    assert model(ids(2, 5)).logits.shape == (2, 5, VOCAB + 9)
+    assert model.config.vocab_size == VOCAB + 9
+
+
+@every_recipe
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_stays_close_to_float32(recipe, dtype):
+    model = ChiarForCausalLM(tiny_config(recipe)).eval()
+    full = model(ids(2, 9)).logits
+    low = model.to(dtype)(ids(2, 9)).logits
+    assert low.dtype == dtype
+    assert float((low.float() - full).abs().mean()) < 0.1 * float(full.abs().mean())
+
+
+def test_assisted_decoding_is_refused_and_not_wrong():
+    model = tiny_model("v1_three_operator")
+    with pytest.raises(ValueError, match=r"(?i)stateful"):
+        model.generate(input_ids=ids(1, 4), assistant_model=tiny_model(), max_new_tokens=4, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda model: model(torch.tensor([[1, VOCAB]])), f"token id {VOCAB} is outside the vocabulary of {VOCAB}"),
+        (lambda model: model(torch.tensor([[1, -1]])), "token id -1 is outside the vocabulary"),
+        (lambda model: model(ids(1, 33)), "33 tokens and the model takes at most 32"),
+        (lambda model: model.generate(input_ids=ids(1, 30), max_new_tokens=9, pad_token_id=0), "at most 32"),
+        (lambda model: model(ids(2, 5), attention_mask=torch.ones(2, 4)), r"\(2, 5\), got \(2, 4\)"),
+        (lambda model: model(ids(2, 5), past_key_values=DynamicCache()), "DynamicCache\\(config=model.config\\)"),
+        (lambda model: model(), "either input_ids or inputs_embeds"),
+        (lambda model: model(ids(1, 2), inputs_embeds=torch.zeros(1, 2, D)), "either input_ids or inputs_embeds"),
+        (lambda model: model(inputs_embeds=torch.full((1, 2, D), float("nan")).double()), "NaN or infinity"),
+    ],
+)
+def test_bad_input_is_refused(call, complaint):
+    model = tiny_model(max_position_embeddings=32)
+    with pytest.raises(ValueError, match=complaint):
+        call(model)
+
+
+def test_the_full_size_model_has_the_published_parameters():
+    with torch.device("meta"):
+        model = ChiarForCausalLM(ChiarConfig.from_recipe("v2_400m"))
+    assert model.num_parameters() == pytest.approx(400e6, rel=0.02)
+    assert [len(operators) for operators in model.config.layer_operators] == [1] + [2] * 26 + [1]

@@ -1,0 +1,120 @@
+"""What is planned is what is executed."""
+
+import pytest
+import torch
+
+from chiaroscuro import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro.flops import executed_flops, executed_forward_flops, flops_ratios
+from chiaroscuro.routing import ThresholdRouter
+from tests.helpers import SMALL_RECIPES
+
+VOCAB = 300
+
+
+def model_and_ids(recipe, B=2, T=96, D=64, **fields):
+    torch.manual_seed(0)
+    config = ChiarConfig.from_recipe(recipe, vocab_size=VOCAB, hidden_size=D, dropout=0.0, **fields)
+    return ChiarForCausalLM(config).eval(), torch.randint(VOCAB, (B, T))
+
+
+def assert_planned_is_executed(model, input_ids):
+    with torch.no_grad():
+        routing = model(input_ids, output_routing=True).routing
+    planned = model.flops(*input_ids.shape, routing=routing).total
+    assert executed_forward_flops(model, input_ids) == pytest.approx(planned, rel=0.02)
+
+
+@pytest.mark.parametrize("recipe", SMALL_RECIPES)
+@pytest.mark.parametrize(("B", "T", "D"), [(2, 64, 64), (1, 193, 64), (3, 256, 128)])
+@pytest.mark.parametrize("dispatch", ["dense", "sparse"])
+@pytest.mark.parametrize("keys", ["all", "routed"])
+def test_planned_equals_executed_in_every_recipe(recipe, B, T, D, dispatch, keys):
+    assert_planned_is_executed(*model_and_ids(recipe, B, T, D, dispatch=dispatch, attention_keys=keys))
+
+
+@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator"])
+@pytest.mark.parametrize("router", ["soft", "hard", "random"])
+def test_planned_equals_executed_for_every_router(recipe, router):
+    assert_planned_is_executed(*model_and_ids(recipe, router=router))
+
+
+@pytest.mark.parametrize("keys", ["all", "routed"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_planned_equals_executed_at_every_share(share, keys):
+    model, input_ids = model_and_ids("chiar", T=256, attention_keys=keys)
+    with torch.no_grad():
+        for layer in model.model.layers[1:3]:
+            entropy = next(t for t in model(input_ids, output_routing=True).routing if t.layer == layer.index).entropy
+            bound = {0.0: 1.0, 1.0: 0.0}.get(share, float(entropy.quantile(1 - share)))
+            layer.mixer.router.set_thresholds(bound, bound)
+        shares = [trace.shares()["attention"] for trace in model(input_ids, output_routing=True).routing]
+    assert shares == pytest.approx([share] * 2, abs=0.02)
+    assert_planned_is_executed(model, input_ids)
+
+
+def test_full_attention_by_hand():
+    B, T, D, L = 2, 96, 64, 4
+    model, _ = model_and_ids("full_attention", B, T, D)
+    planned = model.flops(B, T)
+    assert planned.attention == L * B * 2 * 2 * D * T * (T + 1) / 2
+    assert planned.mixing == L * B * T * 2 * 4 * D * D
+    assert planned.feed_forward == L * B * T * 2 * 8 * D * D
+    assert planned.head == B * T * 2 * D * VOCAB
+    assert planned.routing == 0
+    assert planned.total == sum((planned.attention, planned.mixing, planned.feed_forward, planned.head))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ratio"), [("v1_dct_attention", 0.375), ("v1_three_operator", 0.375), ("chiar", 0.5), ("v2", 0.5)]
+)
+def test_attention_that_the_recipes_plan_for(recipe, ratio):
+    """62.5 % fewer attention FLOPs in the first version of the paper."""
+    routed, full = model_and_ids(recipe)[0].flops(2, 128), model_and_ids("full_attention")[0].flops(2, 128)
+    assert routed.attention / full.attention == pytest.approx(ratio)
+    assert routed.total < full.total
+
+
+def test_routed_keys_cost_less_than_a_share():
+    full, every, routed = (
+        model_and_ids(recipe, **fields)[0].flops(1, 256)
+        for recipe, fields in (("full_attention", {}), ("chiar", {}), ("chiar", {"attention_keys": "routed"}))
+    )
+    assert routed.attention / full.attention == pytest.approx((0.25 + 0.25 + 1) / 4, abs=0.01)
+    assert routed.mixing < every.mixing
+
+
+def test_the_published_architecture_run_densely_saves_almost_nothing():
+    model, input_ids = model_and_ids("v1_dct_attention", T=256, D=128, dispatch="dense", feed_forward="shared")
+    assert 0.8 < flops_ratios(model, input_ids)["executed_ratio"] < 0.97
+
+
+def test_ratios_are_against_the_twin():
+    model, input_ids = model_and_ids("full_attention")
+    assert flops_ratios(model, input_ids) == pytest.approx(
+        {"attention_ratio": 1, "total_ratio": 1, "executed_ratio": 1}
+    )
+    model, input_ids = model_and_ids("chiar")
+    for module in model.modules():
+        if isinstance(module, ThresholdRouter):
+            module.set_thresholds(1.0, 1.0)
+    assert flops_ratios(model, input_ids)["attention_ratio"] == pytest.approx(0.25)
+
+
+def test_the_counter_knows_causal_attention_its_backward_and_ffts():
+    q = torch.randn(2, 3, 10, 8, requires_grad=True)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    causal = executed_flops(lambda: attend(q, q, q, is_causal=True))
+    assert causal == 2 * 2 * 2 * 3 * 8 * 55
+    assert executed_flops(lambda: attend(q, q, q)) == 2 * 2 * 2 * 3 * 8 * 100
+    both = executed_flops(lambda: attend(q, q, q, is_causal=True).sum().backward())
+    assert both == causal * (1 + 2.5)
+    assert executed_flops(lambda: torch.fft.rfft(torch.randn(7, 16))) == 7 * 2.5 * 16 * 4
+    assert executed_flops(lambda: torch.fft.irfft(torch.randn(7, 9, dtype=torch.complex64), n=16)) == 7 * 2.5 * 16 * 4
+
+
+def test_the_classifier_reports_its_head():
+    config = ChiarConfig(vocab_size=VOCAB, hidden_size=64, num_labels=5)
+    model = ChiarForSequenceClassification(config).eval()
+    input_ids = torch.randint(VOCAB, (2, 64))
+    assert model.flops(2, 64).head == 2 * 2 * 64 * (64 + 5)
+    assert_planned_is_executed(model, input_ids)

@@ -1,0 +1,61 @@
+"""Imports point down the list of rooms."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "chiaroscuro"
+FLOORS = [
+    {"ops"},
+    {"mixers"},
+    {"routing"},
+    {"modeling"},
+    {"flops", "data", "training", "evaluation"},
+    {"analysis", "studies"},
+    {"cli", "app"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imports(code: str) -> list[str]:
+    """Full names of the modules that a file imports, wherever in it."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.append(node.module)
+    return found
+
+
+def upward(room: str, code: str) -> list[str]:
+    """The imports of a file in `room` that do not point down, or to a neighbour on the same floor."""
+    rooms = [name.split(".")[1] for name in imports(code) if name.startswith("chiaroscuro.")]
+    return [other for other in rooms if FLOOR[other] > FLOOR[room]]
+
+
+FILES = [path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or path.stem in FLOOR]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_import_points_up(path):
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    assert upward(room, path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "ops").glob("*.py")), ids=lambda path: path.name)
+def test_ops_need_torch_only(path):
+    roots = {name.split(".")[0] for name in imports(path.read_text())}
+    assert roots <= {"torch", "chiaroscuro", "math", "functools", "typing", "collections"}
+
+
+def test_the_reference_is_for_tests_only():
+    users = [path for path in SOURCE.rglob("*.py") if "chiaroscuro.ops.reference" in imports(path.read_text())]
+    assert users == []
+
+
+def test_an_import_that_points_up_would_be_found():
+    assert upward("mixers", "def f():\n    from chiaroscuro.routing.router import Router\n") == ["routing"]
+    assert upward("mixers", "from chiaroscuro.ops import dct") == []
