@@ -12,8 +12,8 @@ from torch import Tensor
 from chiaroscuro import RECIPES, ChiarConfig, ChiarForCausalLM
 
 SMALL_RECIPES = [name for name in RECIPES if name != "v2_400m"]
-ROUTERS = ["threshold", "soft", "hard", "random"]
-HARD_ROUTERS = ["threshold", "hard", "random"]
+ROUTERS = ["threshold", "soft", "hard", "learned", "random", "interleaved"]
+HARD_ROUTERS = [name for name in ROUTERS if name != "soft"]
 VOCAB, D = 61, 16
 
 

@@ -30,7 +30,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "operators.md"
 CODE = re.search(r"```python\n(.*?)\n\n\nconfig =", PAGE.read_text(), re.DOTALL)[1]
 exec(CODE, {"__name__": "document"})
 
-OPERATORS = ["dct", "rbf", "attention", "shift"]
+OPERATORS = ["dct", "rbf", "attention", "none", "identity", "linear", "shift"]
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
 
@@ -51,7 +51,7 @@ def rotary(T: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rotary_tables(torch.arange(T)[None], D // 2)
 
 
-@every_operator
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "none"])  # which reads nothing at all
 @pytest.mark.parametrize("T", [1, 2, 7])
 def test_no_operator_reads_the_future_or_another_row(name, T):
     mixer = build(name)
@@ -190,7 +190,9 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 
 def test_names_are_registered_once_and_unknown_ones_answered_with_the_known():
-    with pytest.raises(ValueError, match="unknown operator 'fourier'; known operators: attention, dct, rbf"):
+    with pytest.raises(
+        ValueError, match="unknown operator 'fourier'; known operators: attention, dct, identity, linear, none, rbf"
+    ):
         mixer_class("fourier")
     with pytest.raises(ValueError, match="'dct' is already registered"):
         register_mixer("dct")(FeedForward)
@@ -201,7 +203,8 @@ def test_flops_of_the_chosen_are_a_share_of_those_of_all():
     half, all_tokens = Work.expected(2, 64, 0.5), Work.dense(2, 64)
     for name in OPERATORS:
         mixer = build(name)
-        assert 0 < mixer.flops(half).total < mixer.flops(all_tokens).total
+        free = name in ("none", "identity")
+        assert mixer.flops(half).total < mixer.flops(all_tokens).total or (free and mixer.flops(all_tokens).total == 0)
     attention = build("attention")
     assert attention.flops(half).attention == attention.flops(all_tokens).attention / 2
 

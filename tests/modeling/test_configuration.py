@@ -74,10 +74,18 @@ def test_the_twin_is_full_attention_of_the_same_size():
     ("fields", "complaint"),
     [
         ({"recipe": "chair"}, "unknown recipe 'chair'; known recipes: chiar, full_attention, v1_full_attention"),
-        ({"router": "oracle"}, "unknown router 'oracle'; known routers: hard, random, soft, threshold"),
-        ({"layer_operators": [["fourier"]]}, "unknown operator 'fourier'; known operators: attention, dct, rbf"),
+        (
+            {"router": "oracle"},
+            "unknown router 'oracle'; known routers: hard, interleaved, learned, random, soft, threshold",
+        ),
+        (
+            {"layer_operators": [["fourier"]]},
+            "unknown operator 'fourier'; known operators: attention, dct, identity, linear, none, rbf",
+        ),
         ({"layer_operators": [["dct"], []]}, "layer 1 has no operator"),
         ({"layer_operators": [["dct", "dct"]]}, "lists an operator twice"),
+        ({"layer_operators": [["none", "dct", "rbf", "attention"]]}, "router 'threshold' takes at most 3"),
+        ({"layer_operators": [["none", "dct", "rbf"]], "router": "learned"}, "router 'learned' takes at most 2"),
         ({"hidden_size": 30}, "30 does not divide into 4"),
         ({"hidden_size": 12}, "even head size"),
         ({"tau_low": 0.9, "tau_high": 0.8}, "tau_low <= tau_high"),

@@ -62,11 +62,18 @@ def test_the_mode_and_the_hooks_are_left_as_they_were(training):
 
 
 def test_other_routers_have_nothing_to_calibrate():
-    for router in ("soft", "hard", "random"):
+    for router in ("soft", "hard", "random", "interleaved"):
         model = tiny_model(router=router)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         assert calibrate(model, ids(2, 16)) == []
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_learned_router_gets_the_percentiles_of_its_score():
+    model, text = tiny_model(router="learned", hidden_size=64), ids(8, 128)
+    calibrate(model, text)
+    for trace in model(text, output_routing=True).routing:
+        assert trace.shares()["attention"] == pytest.approx(0.5, abs=0.06)
 
 
 def test_fitting_sets_bandwidths_only_when_asked():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from chiaroscuro.mixers import Context
 from chiaroscuro.ops import noise_entropy
 from chiaroscuro.routing import (
     ThresholdRouter,
@@ -17,7 +18,7 @@ from chiaroscuro.routing import (
 def gates(router, entropy):
     entropy = torch.tensor([entropy])
     x = torch.randn(*entropy.shape, router.hidden_size)
-    return router(x, entropy, torch.arange(entropy.shape[1])[None])[0]
+    return router(x, entropy)[0]
 
 
 def test_two_operators_are_parted_by_the_mean_of_the_thresholds():
@@ -71,40 +72,70 @@ def test_noise_thresholds_part_noise_into_thirds():
 def test_soft_gates_are_probabilities_of_vector_and_entropy():
     router = router_class("soft")(8, 3)
     x, entropy = torch.randn(2, 5, 8), torch.rand(2, 5)
-    found = router(x, entropy, torch.zeros(2, 5, dtype=torch.long))
-    expected = router.score(torch.cat((x, entropy[..., None]), -1)).softmax(-1)
+    found = router(x, entropy)
+    expected = router.linear(torch.cat((x, entropy[..., None]), -1)).softmax(-1)
     torch.testing.assert_close(found, expected)
 
 
 def test_the_straight_through_gradient_is_that_of_the_chosen_probability():
     router = router_class("hard")(8, 3).double()
     x, entropy = torch.randn(1, 6, 8, dtype=torch.float64), torch.rand(1, 6, dtype=torch.float64)
-    identity = torch.zeros(1, 6, dtype=torch.long)
     weights = torch.randn(1, 6, 3, dtype=torch.float64)
-    gates = router(x, entropy, identity)
-    (hard,) = torch.autograd.grad((gates * weights).sum(), router.score.weight)
-    soft = router.score(torch.cat((x, entropy[..., None]), -1)).softmax(-1)
+    gates = router(x, entropy)
+    (hard,) = torch.autograd.grad((gates * weights).sum(), router.linear.weight)
+    soft = router.linear(torch.cat((x, entropy[..., None]), -1)).softmax(-1)
     chosen = soft.argmax(-1, keepdim=True)
-    (expected,) = torch.autograd.grad((soft * weights).gather(-1, chosen).sum(), router.score.weight)
+    (expected,) = torch.autograd.grad((soft * weights).gather(-1, chosen).sum(), router.linear.weight)
     torch.testing.assert_close(hard, expected)
 
 
 def test_random_choices_are_even_repeatable_and_differ_by_token_position_and_layer():
-    identity = torch.arange(40_000).view(4, -1)
+    tokens = Context(ids_BT=torch.randint(500, (4, 10_000)))
     x, entropy = torch.zeros(4, 10_000, 8), torch.zeros(4, 10_000)
-    first, second = (router_class("random")(8, 3, layer)(x, entropy, identity).argmax(-1) for layer in (0, 1))
+    first, second = (router_class("random")(8, 3, layer)(x, entropy, tokens).argmax(-1) for layer in (0, 1))
     for choice in (first, second):
         assert torch.bincount(choice.flatten()).tolist() == pytest.approx([40_000 / 3] * 3, rel=0.03)
     agree = float((first == second).float().mean())
     assert agree == pytest.approx(1 / 3, abs=0.02)
     neighbours = float((first[:, 1:] == first[:, :-1]).float().mean())
     assert neighbours == pytest.approx(1 / 3, abs=0.02)
-    again = router_class("random")(8, 3, 0)(x[:, :7], entropy[:, :7], identity[:, :7]).argmax(-1)
-    assert torch.equal(again, first[:, :7])
+    piece = Context(positions_BT=torch.arange(50, 60)[None], ids_BT=tokens.ids_BT[:, 50:60])
+    again = router_class("random")(8, 3, 0)(x[:, 50:60], entropy[:, 50:60], piece).argmax(-1)
+    assert torch.equal(again, first[:, 50:60])
+
+
+def test_interleaved_choices_take_turns_by_position():
+    router = router_class("interleaved")(8, 3)
+    assert gates(router, [0.5] * 7).argmax(-1).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    later = Context(positions_BT=torch.tensor([[4, 5]]))
+    assert router(torch.zeros(1, 2, 8), torch.zeros(1, 2), later).argmax(-1).tolist() == [[1, 2]]
+
+
+def test_the_learned_router_holds_its_score_against_the_threshold_and_learns_from_the_chosen_probability():
+    router = router_class("learned")(8, 2).double()
+    router.set_thresholds(-0.3, 0.5)
+    x = torch.randn(1, 50, 8, dtype=torch.float64)
+    found = router(x, torch.zeros(1, 50))
+    score = x @ router.linear.weight[0]
+    chosen = (score > 0.1).long()
+    assert torch.equal(found.argmax(-1), chosen)
+    assert 0 < int(chosen.sum()) < 50
+    weights = torch.randn(1, 50, 2, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), router.linear.weight)
+    probability = torch.stack(((0.1 - score).sigmoid(), (score - 0.1).sigmoid()), -1)
+    picked = (probability * weights).gather(-1, chosen[..., None]).sum()
+    (expected,) = torch.autograd.grad(picked, router.linear.weight)
+    torch.testing.assert_close(gradient, expected)
+    with pytest.raises(ValueError, match="between two operators, not 3"):
+        router_class("learned")(8, 3)
+    with pytest.raises(ValueError, match="in order"):
+        router.set_thresholds(1.0, 0.0)
 
 
 def test_an_unknown_router_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown router 'oracle'; known routers: hard, random, soft, threshold"):
+    with pytest.raises(
+        ValueError, match="unknown router 'oracle'; known routers: hard, interleaved, learned, random, soft, threshold"
+    ):
         router_class("oracle")
 
 

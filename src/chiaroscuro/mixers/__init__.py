@@ -2,6 +2,7 @@
 
 from chiaroscuro.mixers.attention import AttentionMixer
 from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, mixer_class, register_mixer
+from chiaroscuro.mixers.controls import IdentityMixer, LinearMixer, NothingMixer
 from chiaroscuro.mixers.dct import DCTMixer
 from chiaroscuro.mixers.feed_forward import FeedForward
 from chiaroscuro.mixers.flops import Flops, Work
@@ -14,7 +15,10 @@ __all__ = [
     "DCTMixer",
     "FeedForward",
     "Flops",
+    "IdentityMixer",
+    "LinearMixer",
     "Mixer",
+    "NothingMixer",
     "RBFMixer",
     "Work",
     "mixer_class",

@@ -16,8 +16,11 @@ from chiaroscuro.ops import Chosen
 
 @dataclass(frozen=True)
 class Context:
-    """What a mixer may know beside the token vectors. Everything is optional; a mixer used alone needs none of it.
+    """What mixers and routers may know beside the token vectors. Everything is optional; used alone they need none of
+    it.
 
+    positions_BT: of the tokens in their sequences, (B or 1, T). None: 0, 1, 2 ... ids_BT: the tokens' ids, if they
+        have any.
     valid_BT: False at padding, which must not reach other tokens.
     rotary: cosines and sines of the tokens' positions, each (B or 1, T, H); None: no rotary position embedding.
     attention_mask: a mask of queries against all keys, in the form the chosen attention implementation takes.
@@ -27,6 +30,8 @@ class Context:
         entries. None: nothing precedes these tokens and nothing need be kept.
     """
 
+    positions_BT: Tensor | None = None
+    ids_BT: Tensor | None = None
     valid_BT: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     attention_mask: Tensor | None = None

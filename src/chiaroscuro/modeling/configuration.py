@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from chiaroscuro.mixers import mixer_class
 from chiaroscuro.modeling.recipes import recipe_named
-from chiaroscuro.routing import check_thresholds, router_class
+from chiaroscuro.routing import check_entropy_thresholds, router_class
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "attention_keys": ("all", "routed"),
@@ -34,7 +34,7 @@ class ChiarConfig(PreTrainedConfig):
 
     recipe: the recipe the fields started from.
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
-    router: "threshold", "soft", "hard" or "random" (`chiaroscuro.routing`).
+    router: "threshold", "soft", "hard", "learned", or the controls "random" and "interleaved" (`chiaroscuro.routing`).
     tau_low, tau_high: thresholds before calibration; None: where they would lie for white noise.
     attention_keys: "all": a token sees every earlier token; "routed": those that were routed to attention in the layer.
     dispatch: "sparse": operators run on their tokens only; "dense": on all, and gates blend; "auto": sparse where it
@@ -135,9 +135,10 @@ class ChiarConfig(PreTrainedConfig):
                 raise ValueError(f"layer {layer} lists an operator twice: {', '.join(operators)}")
             for operator in operators:
                 mixer_class(operator)
-            if self.router == "threshold" and len(operators) > 3:
+            most = router_class(self.router).most_operators
+            if most is not None and len(operators) > most:
                 raise ValueError(
-                    f"layer {layer} has {len(operators)} operators; the threshold router takes two or three"
+                    f"layer {layer} has {len(operators)} operators; router {self.router!r} takes at most {most}"
                 )
         hard = router_class(self.router).hard
         if self.dispatch == "sparse" and not hard:
@@ -153,7 +154,7 @@ class ChiarConfig(PreTrainedConfig):
         if (self.tau_low is None) != (self.tau_high is None):
             raise ValueError("give both tau_low and tau_high, or neither")
         if self.tau_low is not None and self.tau_high is not None:
-            check_thresholds(self.tau_low, self.tau_high)
+            check_entropy_thresholds(self.tau_low, self.tau_high)
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")

@@ -91,11 +91,11 @@ class ChiarLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden_BTD: Tensor, context: Context, identity_BT: Tensor, past_key_values: Any = None
+        self, hidden_BTD: Tensor, context: Context, past_key_values: Any = None
     ) -> tuple[Tensor, RoutingTrace | None]:
         """The layer's output, and where its tokens went if they had a choice."""
         states = None if past_key_values is None else past_key_values.layers[self.index].states
-        mixed, routing = self.mixer(self.mixer_norm(hidden_BTD), context, states, identity_BT)
+        mixed, routing = self.mixer(self.mixer_norm(hidden_BTD), context, states)
         if self.pre_norm:
             hidden_BTD = hidden_BTD + self.dropout(mixed)
             hidden_BTD = hidden_BTD + self.dropout(self._feed_forward(self.feed_forward_norm(hidden_BTD), routing))
@@ -134,8 +134,8 @@ class ChiarLayer(GradientCheckpointingLayer):
 def build_router(config: ChiarConfig, index: int, num_operators: int) -> Router:
     """The router of one layer, by the configuration's name for it."""
     cls = router_class(config.router)
-    if issubclass(cls, ThresholdRouter):
-        return cls(config.hidden_size, num_operators, index, config.tau_low, config.tau_high)
+    if cls is ThresholdRouter:
+        return ThresholdRouter(config.hidden_size, num_operators, index, config.tau_low, config.tau_high)
     return cls(config.hidden_size, num_operators, index)
 
 

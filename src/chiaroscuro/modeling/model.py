@@ -122,21 +122,20 @@ class ChiarModel(ChiarPreTrainedModel):
         hidden_BTD = self.dropout(hidden_BTD)
 
         context = Context(
+            positions_BT=positions_BT,
+            ids_BT=input_ids,
             valid_BT=None if attention_mask is None else attention_mask[:, past:],
             rotary=self._rotary(positions_BT, hidden_BTD.dtype),
             attention_mask=cast(
                 Tensor | None, create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
             ),
         )
-        identity_BT = positions_BT.expand(B, T)
-        if input_ids is not None:
-            identity_BT = identity_BT + input_ids * self.config.max_position_embeddings
 
         meta_gate = None
         traces: list[RoutingTrace] = []
         for layer in self.layers:
             before_BTD = hidden_BTD
-            hidden_BTD, trace = layer(hidden_BTD, context, identity_BT, past_key_values=past_key_values)
+            hidden_BTD, trace = layer(hidden_BTD, context, past_key_values=past_key_values)
             if layer.index == 0 and self.meta_router is not None:
                 state = cached[0].states["meta_router"] if cached else None
                 meta_gate = self.meta_router(before_BTD, context.valid_BT, state)

@@ -22,7 +22,8 @@ LOW_QUANTILE, HIGH_QUANTILE = 1 / 3, 2 / 3
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one router was set to: its thresholds, and the mean and standard deviation of the entropies it saw."""
+    """What one router was set to: its thresholds, and the mean and standard deviation of the scores it saw, which for
+    the threshold router are entropies."""
 
     layer: int
     low: float
@@ -52,10 +53,10 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     found: list[Calibration] = []
 
     def set_thresholds(router: Any, args: tuple[Tensor, ...]) -> None:
-        entropy = args[1].flatten().double()
-        low, high = torch.quantile(entropy, entropy.new_tensor([LOW_QUANTILE, HIGH_QUANTILE])).tolist()
+        score = router.score(*args[:2]).flatten().double()
+        low, high = torch.quantile(score, score.new_tensor([LOW_QUANTILE, HIGH_QUANTILE])).tolist()
         router.set_thresholds(low, high)
-        found.append(Calibration(router.layer, low, high, float(entropy.mean()), float(entropy.std())))
+        found.append(Calibration(router.layer, low, high, float(score.mean()), float(score.std())))
 
     def fit(mixer: Any, args: tuple[Tensor, ...]) -> None:
         mixer.fit(args[0])

@@ -108,17 +108,16 @@ class RoutedMixer(nn.Module):
         """Whether operators run on their tokens only. "auto": whenever each token goes to one operator."""
         return self.router is not None and self.router.hard and self.dispatch != "dense"
 
-    def route(self, x_BTD: Tensor, valid_BT: Tensor | None = None, identity_BT: Tensor | None = None) -> Routing:
+    def route(self, x_BTD: Tensor, context: Context = NO_CONTEXT) -> Routing:
         """Decide for each token. The entropy is computed in float32 at least, from one DCT that the spectral operator
-        uses again. Without `identity_BT` a token is known by its position alone."""
+        uses again."""
         assert self.router is not None
         spectrum_BTD = dct(x_BTD if x_BTD.dtype == torch.float64 else x_BTD.float())
         measured = spectrum_BTD if self.router.learned else spectrum_BTD.detach()
         entropy_BT = spectrum_entropy(measured, self.entropy_dc_weight)
-        if identity_BT is None:
-            identity_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device).expand(x_BTD.shape[:2])
-        gates_BTO = self.router(x_BTD, entropy_BT, identity_BT)
+        gates_BTO = self.router(x_BTD, entropy_BT, context)
         choice_BT = gates_BTO.argmax(-1)
+        valid_BT = context.valid_BT
         if valid_BT is not None:
             gates_BTO = gates_BTO * valid_BT[..., None]
         chosen = None
@@ -132,7 +131,6 @@ class RoutedMixer(nn.Module):
         x_BTD: Tensor,
         context: Context = NO_CONTEXT,
         states: Mapping[str, dict[str, Tensor]] | None = None,
-        identity_BT: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """The mixed tokens (B, T, D), and the routing where there was a choice. `states` holds, per operator, what it
         keeps between calls (`Context.state`)."""
@@ -142,7 +140,7 @@ class RoutedMixer(nn.Module):
         modules = self._mixers_in_order
         if self.router is None:
             return modules[0](x_BTD, None, contexts[0]), None
-        routing = self.route(x_BTD, context.valid_BT, identity_BT)
+        routing = self.route(x_BTD, context)
         contexts = [replace(context, spectrum_BTD=routing.spectrum_BTD) for context in contexts]
         return dispatch(modules, x_BTD, routing, contexts, self.sparse), routing
 

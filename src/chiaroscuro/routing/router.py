@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from transformers import initialization as init
 
+from chiaroscuro.mixers import NO_CONTEXT, Context
 from chiaroscuro.routing.calibration import noise_thresholds
 
 
@@ -19,10 +20,12 @@ class Router(nn.Module, ABC):
 
     hard: each token goes to one operator, so the others need not be run for it.
     learned: the gates carry gradient.
+    most_operators: how many it can choose between, None where there is no bound.
     """
 
     hard: ClassVar[bool] = True
     learned: ClassVar[bool] = False
+    most_operators: ClassVar[int | None] = None
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):
         super().__init__()
@@ -31,9 +34,8 @@ class Router(nn.Module, ABC):
         self.layer = layer
 
     @abstractmethod
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, identity_BT: Tensor) -> Tensor:
-        """Gates (B, T, O). `identity_BT` holds an integer per token, the same whenever the model sees that token at
-        that position, for routers that choose without looking at the vector."""
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Gates (B, T, O), from the vectors, their spectral entropy (B, T), and what `context` says of the tokens."""
 
     def reset_parameters(self) -> None:
         """Set parameters and buffers held by this module itself to their starting values."""
@@ -43,19 +45,21 @@ class ThresholdRouter(Router):
     """Entropy against two thresholds; nothing is learned (paper, "Theorem 1").
 
     Three operators: below `low` the first, above `high` the last, between them the second. Two operators: above the
-        mean of the thresholds the second. Raises ValueError for other numbers of operators and for thresholds out of
-        order.
+        mean of the thresholds the second. `calibrate` sets the thresholds from data. Raises ValueError for other
+        numbers of operators and for thresholds out of order.
     """
+
+    most_operators = 3
 
     def __init__(
         self, hidden_size: int, num_operators: int, layer: int = 0, low: float | None = None, high: float | None = None
     ):
         super().__init__(hidden_size, num_operators, layer)
         if num_operators not in (2, 3):
-            raise ValueError(f"the threshold router chooses between two or three operators, not {num_operators}")
+            raise ValueError(f"a router with thresholds chooses between two or three operators, not {num_operators}")
         noise_low, noise_high = noise_thresholds(hidden_size)
         self.start = (noise_low if low is None else low, noise_high if high is None else high)
-        check_thresholds(*self.start)
+        self.check_thresholds(*self.start)
         self.thresholds: Tensor
         self.register_buffer("thresholds", torch.empty(2))
         self.reset_parameters()
@@ -65,16 +69,57 @@ class ThresholdRouter(Router):
 
     @torch.no_grad()
     def set_thresholds(self, low: float, high: float) -> None:
-        check_thresholds(low, high)
+        self.check_thresholds(low, high)
         self.thresholds.copy_(self.thresholds.new_tensor((low, high)))
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, identity_BT: Tensor) -> Tensor:
-        low, high = self.thresholds.to(entropy_BT.dtype)
+    @staticmethod
+    def check_thresholds(low: float, high: float) -> None:
+        check_entropy_thresholds(low, high)
+
+    def score(self, x_BTD: Tensor, entropy_BT: Tensor) -> Tensor:
+        """What is held against the thresholds, (B, T)."""
+        return entropy_BT
+
+    def choose(self, score_BT: Tensor) -> Tensor:
+        """Index of each token's operator, (B, T)."""
+        low, high = self.thresholds.to(score_BT.dtype)
         if self.num_operators == 2:
-            choice_BT = (entropy_BT > (low + high) / 2).long()
-        else:
-            choice_BT = (entropy_BT >= low).long() + (entropy_BT > high).long()
+            return (score_BT > (low + high) / 2).long()
+        return (score_BT >= low).long() + (score_BT > high).long()
+
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        choice_BT = self.choose(self.score(x_BTD, entropy_BT))
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
+
+
+class LearnedRouter(ThresholdRouter):
+    """A learned score, Linear(x), against the thresholds: the budget of the threshold router without its entropy.
+
+    With two operators only. The gates carry the straight-through gradient of the probability sigmoid(score -
+    threshold).
+    """
+
+    learned = True
+    most_operators = 2
+
+    def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):
+        if num_operators != 2:
+            raise ValueError(f"the learned router chooses between two operators, not {num_operators}")
+        super().__init__(hidden_size, num_operators, layer, 0.0, 0.0)
+        self.linear = nn.Linear(hidden_size, 1, bias=False)
+
+    @staticmethod
+    def check_thresholds(low: float, high: float) -> None:
+        if not low <= high:
+            raise ValueError(f"thresholds must be in order, got {low} and {high}")
+
+    def score(self, x_BTD: Tensor, entropy_BT: Tensor) -> Tensor:
+        return self.linear(x_BTD).squeeze(-1)
+
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        score_BT = self.score(x_BTD, entropy_BT)
+        dear_BT = (score_BT - self.thresholds.to(score_BT.dtype).mean()).sigmoid()
+        return straight_through(torch.stack((1 - dear_BT, dear_BT), dim=-1), self.choose(score_BT))
 
 
 class SoftRouter(Router):
@@ -85,11 +130,11 @@ class SoftRouter(Router):
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):
         super().__init__(hidden_size, num_operators, layer)
-        self.score = nn.Linear(hidden_size + 1, num_operators)
+        self.linear = nn.Linear(hidden_size + 1, num_operators)
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, identity_BT: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         features = torch.cat((x_BTD, entropy_BT[..., None].to(x_BTD.dtype)), dim=-1)
-        return self.score(features).softmax(-1)
+        return self.linear(features).softmax(-1)
 
 
 class HardRouter(SoftRouter):
@@ -103,20 +148,46 @@ class HardRouter(SoftRouter):
 
     hard = True
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, identity_BT: Tensor) -> Tensor:
-        soft = super().forward(x_BTD, entropy_BT, identity_BT)
-        chosen = one_hot(soft.argmax(-1), self.num_operators).to(soft.dtype)
-        return chosen * (1 + soft - soft.detach())
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        soft = super().forward(x_BTD, entropy_BT, context)
+        return straight_through(soft, soft.argmax(-1))
+
+
+def straight_through(probability_BTO: Tensor, choice_BT: Tensor) -> Tensor:
+    """Gates that are one for the chosen operator, with the gradient of its probability.
+
+    The gates of the others are zero and carry no gradient: theirs would be the product with outputs of operators that
+    sparse dispatch does not compute, and a model must learn the same whichever way it is run.
+    """
+    chosen = one_hot(choice_BT, probability_BTO.shape[-1]).to(probability_BTO.dtype)
+    return chosen * (1 + probability_BTO - probability_BTO.detach())
 
 
 class RandomRouter(Router):
     """Each operator with the same probability, by a hash of token, position and layer: the control that knows nothing
     of the token's vector, and still gives the same answer through the cache as in a full pass."""
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, identity_BT: Tensor) -> Tensor:
-        hashed = _mix_bits(identity_BT * 0x9E3779B1 + self.layer * 0x85EBCA6B + 1)
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        mixed = _positions(x_BTD, context) * 0x9E3779B1 + self.layer * 0x85EBCA6B + 1
+        if context.ids_BT is not None:
+            mixed = mixed + context.ids_BT * 0xC2B2AE35
+        hashed = _mix_bits(mixed)
         choice_BT = (hashed & 0x7FFFFFFF) * self.num_operators // 2**31
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
+
+
+class InterleavedRouter(Router):
+    """Each operator in turn, by position: the control that spreads the same share as evenly as can be."""
+
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        return one_hot(_positions(x_BTD, context) % self.num_operators, self.num_operators).to(x_BTD.dtype)
+
+
+def _positions(x_BTD: Tensor, context: Context) -> Tensor:
+    B, T = x_BTD.shape[:2]
+    if context.positions_BT is None:
+        return torch.arange(T, device=x_BTD.device).expand(B, T)
+    return context.positions_BT.expand(B, T)
 
 
 def _mix_bits(x: Tensor) -> Tensor:
@@ -130,7 +201,9 @@ ROUTERS: dict[str, type[Router]] = {
     "threshold": ThresholdRouter,
     "soft": SoftRouter,
     "hard": HardRouter,
+    "learned": LearnedRouter,
     "random": RandomRouter,
+    "interleaved": InterleavedRouter,
 }
 
 
@@ -141,7 +214,7 @@ def router_class(name: str) -> type[Router]:
     return ROUTERS[name]
 
 
-def check_thresholds(low: float, high: float) -> None:
+def check_entropy_thresholds(low: float, high: float) -> None:
     """Raises ValueError unless 0 <= low <= high <= 1."""
     if not 0.0 <= low <= high <= 1.0:
         raise ValueError(f"thresholds must satisfy 0 <= tau_low <= tau_high <= 1, got {low} and {high}")
