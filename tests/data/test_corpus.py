@@ -87,5 +87,5 @@ def test_wikitext_without_a_network_says_how_to_give_local_text(tmp_path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert answer.returncode != 0
-    assert "ValueError: wikitext-2 could not be fetched" in answer.stderr
+    assert "ValueError: Salesforce/wikitext could not be fetched" in answer.stderr
     assert "--data FILE.txt" in answer.stderr

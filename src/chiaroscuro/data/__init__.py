@@ -1,16 +1,24 @@
-"""Corpora, tokenizers, and encoded text on disk."""
+"""Corpora, tokenizers, labelled sequences, and encoded text on disk."""
 
-from chiaroscuro.data.corpus import Corpus, load_corpus, read_text
+from chiaroscuro.data.corpus import SPLITS, Corpus, load_corpus, read_text
+from chiaroscuro.data.labelled import TASKS, LabelledData, LabelledSequences, generate_listops, load_labelled, pad_batch
 from chiaroscuro.data.tokenizer import load_tokenizer, token_bytes, train_tokenizer
 from chiaroscuro.data.tokens import TokenWindows, cache_folder, encode
 
 __all__ = [
+    "SPLITS",
+    "TASKS",
     "Corpus",
+    "LabelledData",
+    "LabelledSequences",
     "TokenWindows",
     "cache_folder",
     "encode",
+    "generate_listops",
     "load_corpus",
+    "load_labelled",
     "load_tokenizer",
+    "pad_batch",
     "read_text",
     "token_bytes",
     "train_tokenizer",

@@ -6,10 +6,12 @@ text files.
 
 import hashlib
 import importlib.util
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from chiaroscuro.data.hub import from_hub
+from chiaroscuro.data.imdb import imdb_texts
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.05  # of the documents, or of a single document's text, for each of validation and test
@@ -81,28 +83,14 @@ def _plain(markdown: str) -> str:
 
 
 def _wikitext(name: str) -> dict[str, list[str]]:
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-    advice = (
-        f"{name} could not be fetched from the hub; without a network give local text instead: --data FILE.txt, or "
-        "a folder with train, validation and test files"
-    )
-    try:
-        from datasets import load_dataset  # type: ignore[import-untyped]
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise ValueError(
-            "WikiText comes through datasets: pip install 'chiaroscuro[data]', or give --data FILE.txt"
-        ) from error
-    try:
-        # The hub is asked once before datasets is, which would retry for most of a minute.
-        HfApi().dataset_info("Salesforce/wikitext", timeout=5)
-        loaded = load_dataset("Salesforce/wikitext", f"{name}-raw-v1")
-    except Exception as error:
-        raise ValueError(f"{advice} ({type(error).__name__})") from error
+    advice = "--data FILE.txt, or a folder with train, validation and test files"
+    loaded = from_hub("Salesforce/wikitext", f"{name}-raw-v1", advice)
     return {split: ["".join(loaded[split]["text"])] for split in SPLITS}
 
 
 def _folder(path: Path) -> dict[str, list[str]]:
+    if any(path.glob("*.jsonl*")):
+        return imdb_texts(path)
     files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"no text files in {path} (looked for {', '.join(sorted(_SUFFIXES))})")

@@ -27,7 +27,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer)
+    return wrap(tokenizer)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -39,13 +39,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     try:
         if saved.is_file():
-            return _wrap(Tokenizer.from_file(str(saved)))
+            return wrap(Tokenizer.from_file(str(saved)))
         if vocabulary.is_file() and merges.is_file():
             tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
             tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
             tokenizer.decoder = decoders.ByteLevel()
             tokenizer.add_special_tokens([END_OF_TEXT])
-            return _wrap(tokenizer)
+            return wrap(tokenizer)
     except Exception as error:  # the library raises bare Exception for a file it cannot parse
         raise ValueError(f"the tokenizer in {folder} cannot be read: {error}") from error
     raise ValueError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
@@ -58,5 +58,5 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     return np.array([0 if index in special else len(name) for index, name in enumerate(names)])
 
 
-def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)

@@ -6,7 +6,7 @@ Shapes: T tokens of a window.
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +36,18 @@ def _encoded(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> np.nda
     for document in documents:
         digest.update(len(document).to_bytes(8, "little"))
         digest.update(document.encode())
-    path = cache_folder() / f"{digest.hexdigest()[:32]}.npy"
+    return cached_array(digest.hexdigest(), lambda: np.concatenate([*_ids(documents, tokenizer)]))
+
+
+def cached_array(key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array that `make` gives, memory-mapped; it is made once for each `key`."""
+    path = cache_folder() / f"{key[:32]}.npy"
     if not path.exists():
-        tokens = np.concatenate([*_ids(documents, tokenizer)])
+        array = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own until it is whole: another process may be looking for the same file.
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.save(file, tokens)
+            np.save(file, array)
         os.replace(file.name, path)
     return np.load(path, mmap_mode="r")
 

@@ -1,0 +1,118 @@
+"""Sequences with a label each: IMDB reviews and ListOps expressions.
+
+Shapes: T tokens of a sequence.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from chiaroscuro.data.corpus import SPLITS, Corpus
+from chiaroscuro.data.imdb import load_imdb
+from chiaroscuro.data.listops import SYMBOLS, flat_expression, nested_expression, value
+from chiaroscuro.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer, wrap
+from chiaroscuro.data.tokens import cached_array, encode
+
+TASKS = ("imdb", "listops", "listops_flat")
+LISTOPS_SIZES = {"train": 96_000, "validation": 2_000, "test": 2_000}
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Per split the token ids of all sequences, each followed by the end-of-text token, and their labels."""
+
+    tokenizer: PreTrainedTokenizerFast
+    tokens: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    num_labels: int
+
+
+def load_labelled(task: str, source: str, tokenizer: Path | None = None, vocab_size: int = 8192) -> LabelledData:
+    """The data of a task. For "imdb" `source` is a folder or the hub's "imdb", and the text is encoded with
+    `tokenizer` or with one of `vocab_size` entries trained on it; the ListOps tasks are generated and have symbols of
+    their own.
+
+    Raises ValueError for an unknown task and for data that cannot be read.
+    """
+    if task == "imdb":
+        reviews = load_imdb(source)
+        chosen = load_tokenizer(tokenizer) if tokenizer else train_tokenizer(reviews.texts["train"], vocab_size)
+        labels = {split: np.array(labels) for split, labels in reviews.labels.items()}
+        return LabelledData(chosen, encode(Corpus(source, reviews.texts), chosen), labels, 2)
+    if task in ("listops", "listops_flat"):
+        return generate_listops(task, LISTOPS_SIZES)
+    raise ValueError(f"unknown task {task!r}; known tasks: lm, {', '.join(TASKS)}")
+
+
+def generate_listops(task: str, sizes: dict[str, int], seed: int = 0) -> LabelledData:
+    """`sizes` expressions of each split; the same for the same seed, and generated once."""
+    tokens, labels = {}, {}
+    for split in SPLITS:
+        key = hashlib.sha256(f"{task} {split} {sizes[split]} {seed} version 1".encode()).hexdigest()
+        tokens[split] = cached_array(key, partial(_expressions, task, sizes[split], f"{seed} {split}"))
+        labels[split] = cached_array(key[::-1], partial(_values, tokens[split]))
+    return LabelledData(_symbol_tokenizer(), tokens, labels, 10)
+
+
+def _expressions(task: str, count: int, seed: str) -> np.ndarray:
+    random = Random(seed)
+    make = nested_expression if task == "listops" else flat_expression
+    ids = {symbol: index for index, symbol in enumerate((*SYMBOLS, END_OF_TEXT))}
+    rows = ([ids[symbol] for symbol in (*make(random), END_OF_TEXT)] for _ in range(count))
+    return np.concatenate([np.array(row, dtype=np.uint8) for row in rows])
+
+
+def _values(tokens: np.ndarray) -> np.ndarray:
+    """The label of each expression, from its symbols."""
+    ends = np.flatnonzero(tokens == len(SYMBOLS))
+    rows = np.split(tokens, ends + 1)[:-1]
+    return np.array([value([SYMBOLS[index] for index in row[:-1]]) for row in rows])
+
+
+def _symbol_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {symbol: index for index, symbol in enumerate((*SYMBOLS, END_OF_TEXT))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_OF_TEXT))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return wrap(tokenizer)
+
+
+class LabelledSequences(Dataset[dict[str, Tensor]]):
+    """Sequences cut to `length` tokens, with their labels. Raises ValueError when sequences and labels do not match in
+    number, as when a text holds the end-of-text token itself."""
+
+    def __init__(self, tokens: np.ndarray, labels: np.ndarray, end_of_text: int, length: int):
+        self.tokens = tokens
+        self.labels = labels
+        self.length = length
+        self.ends = np.flatnonzero(tokens == end_of_text)
+        if len(self.ends) != len(labels):
+            raise ValueError(f"{len(labels)} labels for {len(self.ends)} sequences: does a text hold {END_OF_TEXT}?")
+        self.starts = np.concatenate(([0], self.ends[:-1] + 1))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        start = self.starts[index]
+        ids = self.tokens[start : min(self.ends[index], start + self.length)].astype(np.int64)
+        return {"input_ids": torch.from_numpy(ids), "labels": torch.tensor(int(self.labels[index]))}
+
+
+def pad_batch(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Sequences padded on the right to the longest of them, with the mask that says so."""
+    ids = [example["input_ids"] for example in examples]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": torch.stack([example["labels"] for example in examples]),
+    }
