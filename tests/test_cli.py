@@ -101,12 +101,15 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
     ("arguments", "complaint"),
     [
         (["train", "--recipe", "chair"], "unknown recipe 'chair'; known recipes: chiar, full_attention"),
-        (["train", "--task", "juggling"], "unknown task 'juggling'; known tasks: lm"),
+        (["train", "--task", "juggling"], "unknown task 'juggling'; known tasks: lm, imdb, listops, listops_flat"),
         (["train", "--data", "absent.txt"], "no data at 'absent.txt'"),
         (["train", "--data", "EMPTY"], "is empty"),
         (["train", "--data", "BINARY"], "not UTF-8"),
         (["train", "--data", "SHORT", "--vocab-size", "300"], "fewer than one window"),
-        (["train", "--data", "ENGLISH", "--vocab-size", "300", "--seq-len", "9000"], "longer than the 8192"),
+        (
+            ["train", "--data", "ENGLISH", "--vocab-size", "300", "--recipe", "v1_dct_attention", "--seq-len", "300"],
+            "longer than the 256",
+        ),
         (["train", "--data", "ENGLISH", "--vocab-size", "300", "--heads", "3"], "does not divide into 3"),
         (["train", "--data", "ENGLISH", "--vocab-size", "300", "--out", "TAKEN"], "exists already"),
         (["train", "--resume"], "--resume needs --out"),

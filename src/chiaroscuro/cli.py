@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from chiaroscuro.data import TokenWindows
-    from chiaroscuro.training import Run
+    from chiaroscuro.training import Run, Task
 
 app = typer.Typer(
     help="CHIAR-Former: attention where tokens are complex, cheaper mixing where they are not.",
@@ -25,6 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text
 Data = Annotated[
     str, typer.Option(help="a text file, a folder of text files, or shakespeare, wikitext-2, wikitext-103")
 ]
+TaskName = Annotated[str, typer.Option(help="lm (language modelling), imdb, listops or listops_flat (classification)")]
 Tokenizer = Annotated[
     str | None,
     typer.Option(help="a folder with tokenizer.json, or vocab.json and merges.txt; default: trained on the data"),
@@ -62,7 +62,7 @@ def train(
     recipe: Annotated[str, typer.Option(help="the name of a recipe")] = "chiar",
     data: Data = "shakespeare",
     out: Annotated[Path | None, typer.Option(help="run folder to make; default: runs/RECIPE-N")] = None,
-    task: Annotated[str, typer.Option(help="lm: language modelling")] = "lm",
+    task: TaskName = "lm",
     tokenizer: Tokenizer = None,
     steps: Steps = 400,
     batch_size: BatchSize = 16,
@@ -78,14 +78,13 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model and leave a run folder."""
-    from chiaroscuro.training import TrainingPlan, load_text, train
+    from chiaroscuro.training import TrainingPlan, prepare, train
 
-    if task != "lm":
-        raise ValueError(f"unknown task {task!r}; known tasks: lm")
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on in")
     plan = TrainingPlan(
         recipe=recipe,
+        task=task,
         data=data,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
@@ -98,7 +97,7 @@ def train(
         save_every=save_every,
         fields={"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads},
     )
-    results = train(plan, load_text(plan), out or free_folder(recipe), resume)
+    results = train(plan, prepare(plan), out or free_folder(recipe), resume)
     show(results, as_json)
 
 
@@ -127,7 +126,8 @@ def compare(
         return
     runs = comparison["runs"]
     show_columns(f"{data}, {runs[recipe]['tokens_seen']:,} tokens, held-out text", runs)
-    print(f"A unigram model has perplexity {comparison['unigram_perplexity']:.0f} on the same tokens.")
+    for words, number in comparison["by_chance"].items():
+        print(f"By chance: {words}, {number:.4g}, on the same held-out text.")
     print(f"Where the tokens of a held-out passage go: {picture}")
     print("\nTry next:")
     print(f'  chiaroscuro generate {out / recipe} "To be"')
@@ -145,17 +145,18 @@ def evaluate(
     """Perplexity, bits per byte and operator shares on held-out text."""
     from dataclasses import asdict
 
-    from chiaroscuro.data import token_bytes
-    from chiaroscuro.evaluation import evaluate
+    from chiaroscuro.data import SPLITS
 
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
     loaded = load(run)
-    evaluation = evaluate(
-        loaded.model, windows(loaded, data, split), token_bytes(loaded.tokenizer), show_progress=not as_json
-    )
-    show(
-        {"recipe": loaded.model.config.recipe, "data": data or own_data(loaded), "split": split, **asdict(evaluation)},
-        as_json,
-    )
+    task = task_of(loaded, data)
+    measured = {
+        name: value
+        for name, value in asdict(task.measure(loaded.model, split, not as_json)).items()
+        if value is not None
+    }
+    show({"recipe": loaded.model.config.recipe, "split": split} | measured, as_json)
 
 
 @app.command(epilog='Example: chiaroscuro generate runs/mine "To be" --tokens 60')
@@ -172,6 +173,8 @@ def generate(
 
     loaded = load(run)
     model: Any = loaded.model  # transformers types generate for models of its own
+    if not hasattr(model, "generate"):
+        raise ValueError(f"{run} holds a classifier; generate needs a language model")
     inputs = loaded.tokenizer(prompt, return_tensors="pt")
     if not inputs["input_ids"].numel():
         raise ValueError("the prompt is empty: give at least one character")
@@ -221,7 +224,7 @@ def calibrate(
     from chiaroscuro.routing import calibrate
 
     loaded = load(run)
-    text = windows(loaded, data, "validation")
+    text = task_of(loaded, data).windows["validation"]
     found = calibrate(loaded.model, text.batch(range(min(len(text), -(-tokens // text.length)))))
     if not found:
         raise ValueError(f"nothing to calibrate: {run} has no layer with a threshold router")
@@ -267,28 +270,20 @@ def load(folder: Path) -> "Run":
     return load_run(folder)
 
 
-def own_data(run: "Run") -> str:
-    """The corpus the run was trained on."""
-    if "data" not in run.results:
+def task_of(run: "Run", data: str | None = None) -> "Task":
+    """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data."""
+    from chiaroscuro.training import TrainingPlan, prepare
+
+    longest = min(TrainingPlan.seq_len, run.model.config.max_position_embeddings)
+    plan = {"recipe": run.model.config.recipe, "seq_len": longest} | run.results.get("plan", {})
+    if data is None and "data" not in plan:
         raise ValueError(f"{run.folder / 'results.json'} does not say what the run was trained on: give --data")
-    return str(run.results["data"])
-
-
-def windows(run: "Run", data: str | None, split: str) -> "TokenWindows":
-    """Windows of a split, of the length the run was trained with."""
-    from chiaroscuro.data import TokenWindows, encode, load_corpus
-    from chiaroscuro.data.corpus import SPLITS
-
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
-    corpus = load_corpus(data or own_data(run))
-    length = run.results.get("plan", {}).get("seq_len", min(256, run.model.config.max_position_embeddings))
-    return TokenWindows(encode(corpus, run.tokenizer)[split], length)
+    return prepare(TrainingPlan(**(plan | {"tokenizer": str(run.folder)} | ({"data": data} if data else {}))))
 
 
 def passage(run: "Run", tokens: int = 160) -> str:
     """The beginning of the run's test text."""
-    text = windows(run, None, "test")
+    text = task_of(run).windows["test"]
     return str(run.tokenizer.decode(text.tokens[:tokens].astype(int).tolist()))
 
 
@@ -301,6 +296,7 @@ def show(results: dict[str, Any], as_json: bool) -> None:
 
 
 ROWS = {
+    "accuracy": ("accuracy", "{:.2%}"),
     "perplexity": ("perplexity", "{:.1f}"),
     "bits_per_byte": ("bits per byte", "{:.3f}"),
     "attention_ratio": ("attention FLOPs, to full attention", "{:.3f}"),
@@ -318,8 +314,8 @@ def show_columns(title: str, columns: dict[str, dict[str, Any]]) -> None:
     table = Table("", *columns, title=title or None)
     flat = [report | report.get("flops", {}) for report in columns.values()]
     for key, (label, form) in ROWS.items():
-        if any(key in report for report in flat):
-            table.add_row(label, *(form.format(report[key]) if key in report else "" for report in flat))
+        if any(report.get(key) is not None for report in flat):
+            table.add_row(label, *(form.format(report[key]) if report.get(key) is not None else "" for report in flat))
     layers = sorted({layer for report in flat for layer in report.get("routing", {})}, key=int)
     for layer in layers:
         shares = [report.get("routing", {}).get(layer, {}) for report in flat]

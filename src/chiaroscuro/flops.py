@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from chiaroscuro.mixers.flops import fft_flops
-from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM
+from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
 
 
 def executed_flops(run: Callable[[], Any]) -> float:
@@ -37,7 +37,7 @@ def executed_forward_flops(model: nn.Module, input_ids: torch.Tensor) -> float:
         model.train(was_training)
 
 
-def flops_ratios(model: ChiarForCausalLM, input_ids: torch.Tensor) -> dict[str, float]:
+def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input_ids: torch.Tensor) -> dict[str, float]:
     """What `model` spends on `input_ids`, divided by what the same-size full attention spends.
 
     attention_ratio and total_ratio are planned from where the tokens of `input_ids` go, executed_ratio is counted while
@@ -45,11 +45,11 @@ def flops_ratios(model: ChiarForCausalLM, input_ids: torch.Tensor) -> dict[str, 
     """
     twin_config: ChiarConfig = model.config.twin()
     with torch.device(input_ids.device):
-        twin = ChiarForCausalLM(twin_config)
+        twin = type(model)(twin_config)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        routing = model(input_ids, use_cache=False, output_routing=True, logits_to_keep=1).routing
+        routing = model(input_ids, use_cache=False, output_routing=True).routing
     model.train(was_training)
     batch_size, seq_len = input_ids.shape
     planned, full = model.flops(batch_size, seq_len, routing), twin.flops(batch_size, seq_len)

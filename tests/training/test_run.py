@@ -9,7 +9,7 @@ import torch
 
 from chiaroscuro import ChiarForCausalLM
 from chiaroscuro.routing import ThresholdRouter
-from chiaroscuro.training import TrainingPlan, compare, load_run, load_text, train
+from chiaroscuro.training import TrainingPlan, compare, load_run, prepare, train
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -37,7 +37,7 @@ def curve(folder: Path) -> list[tuple[int, float]]:
 
 def test_a_run_leaves_all_that_is_needed_to_use_and_judge_it(plan, tmp_path):
     out = tmp_path / "run"
-    returned = train(plan, load_text(plan), out)
+    returned = train(plan, prepare(plan), out)
     for name in ("config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "results.json"):
         assert (out / name).is_file()
     results = json.loads((out / "results.json").read_text())
@@ -55,7 +55,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_judge_it(plan, tmp_path):
 
 
 def test_metrics_hold_shares_utilisation_entropy_and_thresholds_per_layer(plan, tmp_path):
-    train(plan, load_text(plan), tmp_path / "run")
+    train(plan, prepare(plan), tmp_path / "run")
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] == 1
     assert set(first["routing"]["1"]) == {"dct", "attention"}
@@ -67,10 +67,10 @@ def test_metrics_hold_shares_utilisation_entropy_and_thresholds_per_layer(plan, 
 @pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator"])
 def test_one_seed_gives_one_curve_and_another_seed_another(plan, tmp_path, recipe):
     plan = replace(plan, recipe=recipe)
-    text = load_text(plan)
-    train(plan, text, tmp_path / "first")
-    train(plan, text, tmp_path / "again")
-    train(replace(plan, seed=1), text, tmp_path / "other")
+    task = prepare(plan)
+    train(plan, task, tmp_path / "first")
+    train(plan, task, tmp_path / "again")
+    train(replace(plan, seed=1), task, tmp_path / "other")
     assert len(curve(tmp_path / "first")) == 8
     assert curve(tmp_path / "first") == curve(tmp_path / "again")
     assert curve(tmp_path / "first") != curve(tmp_path / "other")
@@ -78,22 +78,22 @@ def test_one_seed_gives_one_curve_and_another_seed_another(plan, tmp_path, recip
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(plan, tmp_path):
     plan = replace(plan, save_every=4)
-    text = load_text(plan)
-    train(plan, text, tmp_path / "whole")
-    train(plan, text, tmp_path / "stopped")
+    task = prepare(plan)
+    train(plan, task, tmp_path / "whole")
+    train(plan, task, tmp_path / "stopped")
     # As after a kill in step 5: the first checkpoint is the last, and nothing of the end was written.
     (last,) = (tmp_path / "stopped" / "checkpoints").glob("checkpoint-8")
     last.rename(tmp_path / "elsewhere")
     for name in ("model.safetensors", "results.json", "metrics.jsonl"):
         (tmp_path / "stopped" / name).unlink()
-    train(plan, text, tmp_path / "stopped", resume=True)
+    train(plan, task, tmp_path / "stopped", resume=True)
     assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")[4:]
     states = [load_run(tmp_path / name).model.state_dict() for name in ("whole", "stopped")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan, tmp_path):
-    train(plan, load_text(plan), tmp_path / "run")
+    train(plan, prepare(plan), tmp_path / "run")
     run = load_run(tmp_path / "run")
     (router,) = (module for module in run.model.modules() if isinstance(module, ThresholdRouter))
     before = router.thresholds.clone()
@@ -104,19 +104,19 @@ def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan
 
 
 def test_no_run_is_overwritten_and_nothing_is_resumed_from_nothing(plan, tmp_path):
-    text = load_text(plan)
+    task = prepare(plan)
     (tmp_path / "precious.txt").write_text("keep me")
     with pytest.raises(ValueError, match="exists already"):
-        train(plan, text, tmp_path)
+        train(plan, task, tmp_path)
     with pytest.raises(ValueError, match="nothing to resume"):
-        train(plan, text, tmp_path, resume=True)
+        train(plan, task, tmp_path, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"seq_len": 100_000}, "longer than the 8192"),
+        ({"fields": TINY | {"max_position_embeddings": 16}}, "longer than the 16"),
         ({"fields": {"hidden_size": 30, "num_attention_heads": 4}}, "does not divide into 4"),
         ({"seq_len": 5_000}, "fewer than one window of 5000"),
     ],
@@ -124,7 +124,7 @@ def test_no_run_is_overwritten_and_nothing_is_resumed_from_nothing(plan, tmp_pat
 def test_a_plan_that_cannot_work_leaves_no_folder(plan, tmp_path, change, complaint):
     plan = replace(plan, **change)
     with pytest.raises(ValueError, match=complaint):
-        train(plan, load_text(plan), tmp_path / "run")
+        train(plan, prepare(plan), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -144,14 +144,14 @@ def test_comparison_gives_both_the_same_batches(plan, tmp_path):
     assert set(comparison["runs"]) == {"chiar", "full_attention"}
     assert comparison["runs"]["full_attention"]["flops"]["executed_ratio"] == pytest.approx(1.0)
     assert comparison["runs"]["chiar"]["flops"]["attention_ratio"] < 0.8
-    assert comparison["unigram_perplexity"] > 1.0
+    assert comparison["by_chance"]["perplexity of a unigram model"] > 1.0
     with pytest.raises(ValueError, match="nothing to compare"):
         compare(plan, "chiar", tmp_path / "same")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "results.json"])
 def test_a_damaged_run_folder_is_named(plan, tmp_path, name):
-    train(plan, load_text(plan), tmp_path / "run")
+    train(plan, prepare(plan), tmp_path / "run")
     file = tmp_path / "run" / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"damaged|cannot be read"):

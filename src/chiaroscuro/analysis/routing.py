@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from chiaroscuro.modeling import ChiarForCausalLM
+from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class TextRoute:
 
 
 @torch.no_grad()
-def route_text(model: ChiarForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str) -> TextRoute:
+def route_text(
+    model: ChiarForCausalLM | ChiarForSequenceClassification, tokenizer: PreTrainedTokenizerFast, text: str
+) -> TextRoute:
     """Run `model` on `text` and read off the routing. Raises ValueError for text without tokens or longer than the
     model takes."""
     encoded = tokenizer(text, return_offsets_mapping=True)

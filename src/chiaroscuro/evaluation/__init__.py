@@ -1,5 +1,6 @@
 """How good a model is on held-out text."""
 
+from chiaroscuro.evaluation.classification import evaluate_classifier
 from chiaroscuro.evaluation.perplexity import Evaluation, evaluate, unigram_perplexity
 
-__all__ = ["Evaluation", "evaluate", "unigram_perplexity"]
+__all__ = ["Evaluation", "evaluate", "evaluate_classifier", "unigram_perplexity"]

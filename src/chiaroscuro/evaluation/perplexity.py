@@ -4,7 +4,9 @@ Shapes: B batch, T tokens, O operators.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,20 +14,41 @@ from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from chiaroscuro.data import TokenWindows
-from chiaroscuro.modeling import ChiarForCausalLM
-from chiaroscuro.routing import utilisation
+from chiaroscuro.modeling import ChiarForCausalLM, RoutingTrace
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: nats per token. bits_per_byte: of the text behind the predicted tokens. routing: per layer with a choice,
-    the share of the tokens that went to each operator."""
+    """loss: nats per token, or per sequence for a classifier. tokens: how many were predicted, or read by a classifier.
+    routing: per layer with a choice, the share of the tokens that went to each operator. perplexity, and
+        bits_per_byte of
+    the text behind the predicted tokens: of a language model. accuracy: of a classifier."""
 
     loss: float
-    perplexity: float
-    bits_per_byte: float
     tokens: int
-    routing: dict[str, dict[str, float]] = field(default_factory=dict)
+    routing: dict[str, dict[str, float]]
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    accuracy: float | None = None
+
+
+class ShareCounter:
+    """Adds up, over batches, the tokens of each layer that went to each operator."""
+
+    def __init__(self) -> None:
+        self.tokens: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    def add(self, traces: Iterable[RoutingTrace]) -> None:
+        for trace in traces:
+            for operator, tokens in zip(trace.operators, trace.gates.float().sum((0, 1)).tolist(), strict=True):
+                self.tokens[str(trace.layer)][operator] += tokens
+
+    def mean(self) -> dict[str, dict[str, float]]:
+        """The share of each operator, by layer."""
+        return {
+            layer: {operator: tokens / sum(counts.values()) for operator, tokens in counts.items()}
+            for layer, counts in self.tokens.items()
+        }
 
 
 @torch.no_grad()
@@ -38,35 +61,25 @@ def evaluate(
 ) -> Evaluation:
     """Every token but the first of `windows` predicted once, from what precedes it in its window.
 
-    `token_bytes` holds the bytes behind each token id (`chiaroscuro.data.token_bytes`). The model is run in
-    evaluation mode, its thresholds as they are.
+    `token_bytes` holds the bytes behind each token id (`chiaroscuro.data.token_bytes`). The model is run in evaluation
+    mode, its thresholds as they are.
     """
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    nats, tokens, text_bytes = 0.0, 0, 0
-    shares: dict[str, np.ndarray] = {}
-    operators: dict[str, tuple[str, ...]] = {}
+    nats, tokens, text_bytes, shares = 0.0, 0, 0, ShareCounter()
     starts = range(0, len(windows), batch_size)
     for start in track(starts, "evaluating", transient=True, disable=not show_progress):
-        ids_BT = windows.batch(range(start, min(start + batch_size, len(windows)))).to(device)
+        ids_BT = windows.batch(range(start, min(start + batch_size, len(windows)))).to(model.device)
         output = model(ids_BT, use_cache=False, output_routing=True)
         targets = ids_BT[:, 1:].flatten()
         nats += float(cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"))
         tokens += len(targets)
         text_bytes += int(token_bytes[targets.cpu().numpy()].sum())
-        for trace in output.routing:
-            weighted = utilisation(trace.gates.float()).cpu().numpy() * len(ids_BT)
-            operators[str(trace.layer)] = trace.operators
-            shares[str(trace.layer)] = shares.get(str(trace.layer), 0) + weighted
+        shares.add(output.routing)
     model.train(was_training)
-    routing = {
-        layer: dict(zip(operators[layer], (total / len(windows)).tolist(), strict=True))
-        for layer, total in shares.items()
-    }
     loss = nats / tokens
     bits_per_byte = nats / math.log(2) / text_bytes if text_bytes else float("nan")
-    return Evaluation(loss, math.exp(min(loss, 700.0)), bits_per_byte, tokens, routing)
+    return Evaluation(loss, tokens, shares.mean(), math.exp(min(loss, 700.0)), bits_per_byte)
 
 
 def unigram_perplexity(train: np.ndarray, windows: TokenWindows, vocab_size: int) -> float:

@@ -112,7 +112,7 @@ class ChiarConfig(PreTrainedConfig):
     def twin(self) -> "ChiarConfig":
         """The `full_attention` model of the same size that ratios are measured against."""
         same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        special = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+        special = ("max_position_embeddings", "num_labels", "bos_token_id", "eos_token_id", "pad_token_id")
         return ChiarConfig.from_recipe("full_attention", **{name: getattr(self, name) for name in (*same, *special)})
 
     @property

@@ -3,16 +3,17 @@
 from chiaroscuro.training.compare import compare
 from chiaroscuro.training.folder import Run, load_run, new_run_folder, read_json, write_json
 from chiaroscuro.training.plan import TrainingPlan
-from chiaroscuro.training.run import Text, load_text, train
+from chiaroscuro.training.run import train
+from chiaroscuro.training.task import Task, prepare
 
 __all__ = [
     "Run",
-    "Text",
+    "Task",
     "TrainingPlan",
     "compare",
     "load_run",
-    "load_text",
     "new_run_folder",
+    "prepare",
     "read_json",
     "train",
     "write_json",

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chiaroscuro.evaluation import unigram_perplexity
 from chiaroscuro.training.folder import new_run_folder, write_json
 from chiaroscuro.training.plan import TrainingPlan
-from chiaroscuro.training.run import load_text, train
+from chiaroscuro.training.run import train
+from chiaroscuro.training.task import prepare
 
 
 def compare(plan: TrainingPlan, against: str, out: Path) -> dict[str, Any]:
@@ -19,12 +19,12 @@ def compare(plan: TrainingPlan, against: str, out: Path) -> dict[str, Any]:
     if against == plan.recipe:
         raise ValueError(f"nothing to compare: both recipes are {against!r}")
     twin = replace(plan, recipe=against)
-    text = load_text(plan)
+    task = prepare(plan)
     for each in (plan, twin):
-        each.config(len(text.tokenizer), text.tokenizer.eos_token_id)
+        each.config(task.fields())
     new_run_folder(out)
-    runs = {each.recipe: train(each, text, out / each.recipe) for each in (plan, twin)}
-    unigram = unigram_perplexity(text.tokens["train"], text.windows("test", plan.seq_len), len(text.tokenizer))
-    comparison = {"runs": runs, "unigram_perplexity": unigram}
+    runs = {each.recipe: train(each, task, out / each.recipe) for each in (plan, twin)}
+    words, number = task.by_chance()
+    comparison = {"runs": runs, "by_chance": {words: number}}
     write_json(out / "comparison.json", comparison)
     return comparison

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 import chiaroscuro
 from chiaroscuro.data import load_tokenizer
-from chiaroscuro.modeling import ChiarForCausalLM
+from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification
 
 RESULTS, METRICS, CHECKPOINTS = "results.json", "metrics.jsonl", "checkpoints"
 
@@ -30,7 +30,7 @@ class Run:
     """A trained model with its tokenizer and what is known about it."""
 
     folder: Path
-    model: ChiarForCausalLM
+    model: ChiarForCausalLM | ChiarForSequenceClassification
     tokenizer: PreTrainedTokenizerFast
     results: dict[str, Any]
 
@@ -50,9 +50,12 @@ def load_run(folder: Path) -> Run:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a run folder: {name} is missing")
-    read_json(folder / "config.json")
+    architectures = read_json(folder / "config.json").get("architectures") or ["ChiarForCausalLM"]
+    known = {cls.__name__: cls for cls in (ChiarForCausalLM, ChiarForSequenceClassification)}
+    if architectures[0] not in known:
+        raise ValueError(f"{folder} holds a {architectures[0]}; known models: {', '.join(known)}")
     try:
-        model = ChiarForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+        model = known[architectures[0]].from_pretrained(folder, local_files_only=True).eval()
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{folder / 'model.safetensors'} is damaged ({error}): train again or restore it") from error
     results = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}

@@ -14,14 +14,18 @@ SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 class TrainingPlan:
     """One run. Raises ValueError for numbers that cannot be trained with.
 
-    data: a corpus as `chiaroscuro.data.load_corpus` takes it. tokenizer: a folder with one, or None to train a
-        byte-level BPE of `vocab_size` entries on the training text. steps: optimiser steps of `batch_size` windows of
-        `seq_len` tokens. The learning rate rises over `warmup_steps`, then falls by a cosine to a hundredth. fields:
-        fields of `ChiarConfig` that differ from the recipe's. calibrate_every: steps between two calibrations of the
-        thresholds on validation text. save_every: steps between checkpoints, None for none.
+    task: "lm", language modelling, or one of `chiaroscuro.data.TASKS`, classification.
+    data: a corpus as `chiaroscuro.data.load_corpus` takes it, or the source of the task's data.
+    tokenizer: a folder with one, or None to train a byte-level BPE of `vocab_size` entries on the training text.
+    steps: optimiser steps of `batch_size` windows of `seq_len` tokens. The learning rate rises over `warmup_steps`,
+        then falls by a cosine to a hundredth.
+    calibrate_every: steps between two calibrations of the thresholds on validation text.
+    save_every: steps between checkpoints, None for none.
+    fields: fields of `ChiarConfig` that differ from the recipe's.
     """
 
     recipe: str = "chiar"
+    task: str = "lm"
     data: str = "shakespeare"
     tokenizer: str | None = None
     vocab_size: int = 2048
@@ -46,10 +50,9 @@ class TrainingPlan:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
-    def config(self, vocab_size: int, end_of_text: int) -> ChiarConfig:
-        """The model's configuration for a tokenizer of `vocab_size` entries."""
-        special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
-        config = ChiarConfig.from_recipe(self.recipe, **({"vocab_size": vocab_size} | special | self.fields))
+    def config(self, fields: dict[str, Any]) -> ChiarConfig:
+        """The model's configuration, given the fields that follow from the data."""
+        config = ChiarConfig.from_recipe(self.recipe, **(fields | self.fields))
         if self.seq_len > config.max_position_embeddings:
             raise ValueError(
                 f"windows of {self.seq_len} tokens are longer than the {config.max_position_embeddings} that recipe "

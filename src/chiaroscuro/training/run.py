@@ -1,101 +1,80 @@
 """Train a model by a plan, measure it on held-out text, and leave a run folder."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from chiaroscuro.data import TokenWindows, encode, load_corpus, load_tokenizer, token_bytes, train_tokenizer
-from chiaroscuro.evaluation import evaluate
 from chiaroscuro.flops import flops_ratios
-from chiaroscuro.modeling import ChiarForCausalLM
 from chiaroscuro.training.folder import CHECKPOINTS, METRICS, RESULTS, new_run_folder, versions, write_json
 from chiaroscuro.training.plan import TrainingPlan
+from chiaroscuro.training.task import Task
 from chiaroscuro.training.trainer import Bar, MetricsFile, RoutingTrainer, ThresholdRefresh
 
-CALIBRATION_TOKENS = 4096
 LOGS_PER_RUN = 50
 
 
-@dataclass(frozen=True)
-class Text:
-    """Encoded text by split, and the tokenizer it was encoded with."""
-
-    tokens: dict[str, np.ndarray]
-    tokenizer: PreTrainedTokenizerFast
-
-    def windows(self, split: str, length: int) -> TokenWindows:
-        return TokenWindows(self.tokens[split], length)
-
-
-def load_text(plan: TrainingPlan) -> Text:
-    """The plan's corpus, encoded with the plan's tokenizer or with one trained on its training split."""
-    corpus = load_corpus(plan.data)
-    if plan.tokenizer is not None:
-        tokenizer = load_tokenizer(Path(plan.tokenizer))
-    else:
-        tokenizer = train_tokenizer(corpus.splits["train"], plan.vocab_size)
-    return Text(encode(corpus, tokenizer), tokenizer)
-
-
-def train(plan: TrainingPlan, text: Text, out: Path, resume: bool = False) -> dict[str, Any]:
-    """Train, evaluate on the test split, and write the run folder `out`. Returns what `results.json` holds.
+def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> dict[str, Any]:
+    """Train, measure on the held-out splits, and write the run folder `out`. Returns what `results.json` holds: loss,
+    perplexity, accuracy and routing are those of the test split, `validation` holds what may be chosen by.
 
     One seed gives the same loss curve on the same machine. With `resume` the last checkpoint in `out` is continued.
     Raises ValueError for a folder that would be overwritten, and when there is nothing to resume.
     """
-    config = plan.config(len(text.tokenizer), text.tokenizer.eos_token_id)
-    windows = {split: text.windows(split, plan.seq_len) for split in text.tokens}
-    checkpoint = None
-    if resume:
-        checkpoint = get_last_checkpoint(str(out / CHECKPOINTS)) if (out / CHECKPOINTS).is_dir() else None
-        if checkpoint is None:
-            raise ValueError(f"nothing to resume in {out}: it holds no checkpoint (train with --save-every)")
-    else:
+    config = plan.config(task.fields())
+    checkpoint = _last_checkpoint(out) if resume else None
+    if not resume:
         new_run_folder(out)
     set_seed(plan.seed)
-    model = ChiarForCausalLM(config)
-    trainer = _trainer(plan, model, windows, out)
+    model = task.build(config)
+    trainer = _trainer(plan, model, task, out)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
 
-    evaluation = evaluate(model, windows["test"], token_bytes(text.tokenizer), show_progress=True)
+    validation = task.measure(model, "validation", show_progress=True)
+    test = task.measure(model, "test", show_progress=True)
     tokens_seen = plan.steps * plan.batch_size * plan.seq_len
-    sample = windows["test"].batch(range(min(8, len(windows["test"])))).to(model.device)
+    windows = task.windows["test"]
+    sample = windows.batch(range(min(8, len(windows)))).to(model.device)
     results = {
         "recipe": plan.recipe,
-        "task": "language_modelling",
+        "task": plan.task,
         "data": plan.data,
         "seed": plan.seed,
         "steps": plan.steps,
         "tokens_seen": tokens_seen,
         "parameters": model.num_parameters(),
-        "loss": evaluation.loss,
-        "perplexity": evaluation.perplexity,
-        "bits_per_byte": evaluation.bits_per_byte,
-        "accuracy": None,
+        "loss": test.loss,
+        "perplexity": test.perplexity,
+        "bits_per_byte": test.bits_per_byte,
+        "accuracy": test.accuracy,
+        "validation": asdict(validation),
         "flops": flops_ratios(model, sample),
-        "routing": evaluation.routing,
+        "routing": test.routing,
         "train_seconds": seconds,
         "tokens_per_second": tokens_seen / seconds,
-        "plan": {name: value for name, value in vars(plan).items() if name not in ("recipe", "data", "seed", "steps")},
+        "plan": asdict(plan),
         "versions": versions(),
     }
     model.save_pretrained(out)
-    text.tokenizer.save_pretrained(out)
+    task.tokenizer.save_pretrained(out)
     write_json(out / RESULTS, results)
     return results
 
 
-def _trainer(
-    plan: TrainingPlan, model: ChiarForCausalLM, windows: dict[str, TokenWindows], out: Path
-) -> RoutingTrainer:
+def _last_checkpoint(out: Path) -> str:
+    checkpoint = get_last_checkpoint(str(out / CHECKPOINTS)) if (out / CHECKPOINTS).is_dir() else None
+    if checkpoint is None:
+        raise ValueError(f"nothing to resume in {out}: it holds no checkpoint (train with --save-every)")
+    return checkpoint
+
+
+def _trainer(plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path) -> RoutingTrainer:
     arguments = TrainingArguments(
         output_dir=str(out / CHECKPOINTS),
         max_steps=plan.steps,
@@ -119,14 +98,13 @@ def _trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    enough = min(len(windows["validation"]), -(-CALIBRATION_TOKENS // plan.seq_len))
-    calibration_text = windows["validation"].batch(range(enough))
     trainer = RoutingTrainer(
         model=model,
         args=arguments,
-        train_dataset=windows["train"],
+        train_dataset=task.examples["train"],
+        data_collator=task.collate,
         callbacks=[
-            ThresholdRefresh(calibration_text, plan.calibrate_every),
+            ThresholdRefresh(task.calibration_text(), plan.calibrate_every),
             MetricsFile(out / METRICS),
             Bar(plan.recipe),
         ],

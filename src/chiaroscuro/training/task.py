@@ -1,0 +1,129 @@
+"""What a run is trained on and judged by: language modelling, or classifying sequences.
+
+Shapes: B batch, T tokens.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from chiaroscuro.data import (
+    SPLITS,
+    LabelledSequences,
+    TokenWindows,
+    encode,
+    load_corpus,
+    load_labelled,
+    load_tokenizer,
+    pad_batch,
+    token_bytes,
+    train_tokenizer,
+)
+from chiaroscuro.evaluation import Evaluation, evaluate, evaluate_classifier, unigram_perplexity
+from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro.training.plan import TrainingPlan
+
+CALIBRATION_TOKENS = 4096
+
+
+class Task(ABC):
+    """The data of a task, encoded, and how a model for it is built and measured.
+
+    windows: per split the plain text of the data as windows of tokens, which calibration and FLOPs are measured on.
+    examples: per split what the Trainer takes. collate: makes a batch of them, None for the Trainer's own way.
+    """
+
+    collate: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]] | None = None
+
+    def __init__(self, plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, tokens: dict[str, np.ndarray]):
+        self.tokenizer = tokenizer
+        self.windows = {split: TokenWindows(tokens[split], plan.seq_len) for split in SPLITS}
+        self.examples: dict[str, Dataset[dict[str, Tensor]]] = dict(self.windows)
+
+    @abstractmethod
+    def build(self, config: ChiarConfig) -> ChiarForCausalLM | ChiarForSequenceClassification:
+        """A model for the task, freshly initialised."""
+
+    @abstractmethod
+    def measure(self, model: Any, split: str, show_progress: bool = False) -> Evaluation:
+        """How well the model does on a split."""
+
+    @abstractmethod
+    def by_chance(self) -> tuple[str, float]:
+        """What can be had on the test split without looking at the input, in words and as a number."""
+
+    def fields(self) -> dict[str, Any]:
+        """Fields of the configuration that follow from the data."""
+        special = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return {"vocab_size": len(self.tokenizer)} | dict.fromkeys(special, self.tokenizer.eos_token_id)
+
+    def calibration_text(self) -> Tensor:
+        """Windows of the validation text, (B, T), some thousand tokens."""
+        windows = self.windows["validation"]
+        return windows.batch(range(min(len(windows), -(-CALIBRATION_TOKENS // windows.length))))
+
+
+class LanguageModelling(Task):
+    """Predict each token of a corpus from those before it."""
+
+    def __init__(self, plan: TrainingPlan):
+        corpus = load_corpus(plan.data)
+        if plan.tokenizer is not None:
+            tokenizer = load_tokenizer(Path(plan.tokenizer))
+        else:
+            tokenizer = train_tokenizer(corpus.splits["train"], plan.vocab_size)
+        self.tokens = encode(corpus, tokenizer)
+        super().__init__(plan, tokenizer, self.tokens)
+
+    def build(self, config: ChiarConfig) -> ChiarForCausalLM:
+        return ChiarForCausalLM(config)
+
+    def measure(self, model: ChiarForCausalLM, split: str, show_progress: bool = False) -> Evaluation:
+        return evaluate(model, self.windows[split], token_bytes(self.tokenizer), show_progress=show_progress)
+
+    def by_chance(self) -> tuple[str, float]:
+        perplexity = unigram_perplexity(self.tokens["train"], self.windows["test"], len(self.tokenizer))
+        return "perplexity of a unigram model", perplexity
+
+
+class Classification(Task):
+    """Name the label of a sequence cut to the length of the plan's windows."""
+
+    collate = staticmethod(pad_batch)
+
+    def __init__(self, plan: TrainingPlan):
+        tokenizer = None if plan.tokenizer is None else Path(plan.tokenizer)
+        data = load_labelled(plan.task, plan.data, tokenizer, plan.vocab_size)
+        super().__init__(plan, data.tokenizer, data.tokens)
+        end = data.tokenizer.eos_token_id
+        self.labels = data.labels
+        self.num_labels = data.num_labels
+        self.sequences = {
+            split: LabelledSequences(data.tokens[split], data.labels[split], end, plan.seq_len) for split in SPLITS
+        }
+        self.examples = dict(self.sequences)
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"num_labels": self.num_labels}
+
+    def build(self, config: ChiarConfig) -> ChiarForSequenceClassification:
+        return ChiarForSequenceClassification(config)
+
+    def measure(self, model: ChiarForSequenceClassification, split: str, show_progress: bool = False) -> Evaluation:
+        return evaluate_classifier(model, self.sequences[split], show_progress=show_progress)
+
+    def by_chance(self) -> tuple[str, float]:
+        commonest = torch.bincount(torch.from_numpy(np.array(self.labels["train"]))).argmax()
+        return "accuracy of the commonest label", float((self.labels["test"] == int(commonest)).mean())
+
+
+def prepare(plan: TrainingPlan) -> Task:
+    """Read and encode the data of a plan. Raises ValueError for an unknown task and for data that cannot be used."""
+    return LanguageModelling(plan) if plan.task == "lm" else Classification(plan)

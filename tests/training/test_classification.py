@@ -1,0 +1,85 @@
+"""Classifiers, trained and judged like language models."""
+
+import json
+import random
+
+import pytest
+
+from chiaroscuro import ChiarForSequenceClassification
+from chiaroscuro.data import generate_listops
+from chiaroscuro.evaluation import evaluate_classifier
+from chiaroscuro.training import TrainingPlan, compare, load_run, prepare, train
+
+pytestmark = pytest.mark.usefixtures("cache")
+WORDS = ["film", "actor", "scene", "plot", "music", "night", "story", "camera"]
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Reviews of eight neutral words with one that tells."""
+    rng = random.Random(0)
+    for name, count in (("train", 400), ("test", 80)):
+        lines = []
+        for _ in range(count):
+            label = rng.randrange(2)
+            words = [*rng.choices(WORDS, k=8), ("awful", "great")[label]]
+            rng.shuffle(words)
+            lines.append(json.dumps({"text": " ".join(words), "label": label}))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return TrainingPlan(
+        task="imdb",
+        data=str(tmp_path),
+        vocab_size=320,
+        steps=200,
+        batch_size=16,
+        seq_len=24,
+        warmup_steps=5,
+        fields=size,
+    )
+
+
+def test_a_classifier_learns_and_its_folder_says_how_well(plan, tmp_path):
+    task = prepare(plan)
+    results = train(plan, task, tmp_path / "run")
+    words, chance = task.by_chance()
+    assert words == "accuracy of the commonest label"
+    assert chance < 0.7
+    assert results["accuracy"] > 0.95
+    assert results["validation"]["accuracy"] > 0.9
+    assert results["perplexity"] is None
+    assert 0 < results["flops"]["executed_ratio"] <= 1
+    run = load_run(tmp_path / "run")
+    assert isinstance(run.model, ChiarForSequenceClassification)
+    again = prepare(TrainingPlan(**(run.results["plan"] | {"tokenizer": str(tmp_path / "run")})))
+    assert again.measure(run.model, "test").accuracy == results["accuracy"]
+
+
+def test_accuracy_by_hand_and_whatever_the_batches(plan):
+    task = prepare(plan)
+    model = task.build(plan.config(task.fields())).eval()
+    sequences = task.sequences["test"]
+    right = sum(
+        int(model(example["input_ids"][None]).logits.argmax()) == int(example["labels"])
+        for example in (sequences[index] for index in range(len(sequences)))
+    )
+    for batch_size in (1, 7, 100):
+        evaluation = evaluate_classifier(model, sequences, batch_size)
+        assert evaluation.accuracy == right / len(sequences)
+        assert evaluation.tokens == sum(len(sequences[index]["input_ids"]) for index in range(len(sequences)))
+
+
+def test_twins_are_compared_on_a_classification_too(plan, tmp_path):
+    comparison = compare(plan, "full_attention", tmp_path / "both")
+    assert all(run["accuracy"] > 0.9 for run in comparison["runs"].values())
+    assert list(comparison["by_chance"]) == ["accuracy of the commonest label"]
+
+
+def test_listops_has_a_model_of_ten_labels(monkeypatch):
+    small = {"train": 40, "validation": 10, "test": 10}
+    monkeypatch.setattr("chiaroscuro.data.labelled.LISTOPS_SIZES", small)
+    task = prepare(TrainingPlan(task="listops_flat", seq_len=12))
+    model = task.build(TrainingPlan(task="listops_flat", seq_len=12).config(task.fields()))
+    assert model.num_labels == 10
+    assert model.config.vocab_size == len(generate_listops("listops_flat", small).tokenizer)
+    assert 0.0 <= task.measure(model, "test").accuracy <= 1.0
