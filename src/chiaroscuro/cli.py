@@ -256,6 +256,36 @@ def convert(
     print(f"{model.num_parameters():,} parameters written to {out}")
 
 
+@app.command(epilog="Example: chiaroscuro study smoke --processes 2")
+def study(
+    name: Annotated[str, typer.Argument(help="the name of a study")],
+    results: Annotated[Path | None, typer.Option(help="where results are kept; default: results/NAME")] = None,
+    data: Annotated[str | None, typer.Option(help="other data than the study's own")] = None,
+    processes: Annotated[int, typer.Option(help="runs at a time")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of recipes, learning rates and seeds, going on where it was left, and write its table."""
+    from dataclasses import replace
+
+    from chiaroscuro import studies
+    from chiaroscuro.training import write_json
+
+    if processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {processes}")
+    chosen = studies.study_named(name)
+    if data is not None:
+        chosen = replace(chosen, plan=replace(chosen.plan, data=data))
+    places = studies.Places(results or Path("results") / name, Path("runs") / "studies" / name)
+    table = studies.rows(chosen, studies.run_study(chosen, places, processes))
+    write_json(places.results / "table.json", {"rows": table})
+    page = studies.markdown(chosen, table)
+    (places.results / "table.md").write_text(page)
+    if as_json:
+        console.print_json(data={"rows": table})
+    else:
+        print(page)
+
+
 def free_folder(name: str) -> Path:
     """runs/NAME-N with the first N that is not taken."""
     number = 1

@@ -92,6 +92,29 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(plan, tmp_path):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_a_run_stopped_between_its_last_step_and_its_results_takes_no_step_more(plan, tmp_path):
+    plan = replace(plan, save_every=4)
+    task = prepare(plan)
+    train(plan, task, tmp_path / "run")
+    whole = load_run(tmp_path / "run")
+    for name in ("model.safetensors", "results.json"):
+        (tmp_path / "run" / name).unlink()
+    results = train(plan, task, tmp_path / "run", resume=True)
+    assert results["perplexity"] == whole.results["perplexity"]
+    assert len(curve(tmp_path / "run")) == 8
+    again = load_run(tmp_path / "run").model.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.model.state_dict().items())
+
+
+def test_a_torn_checkpoint_is_passed_over(plan, tmp_path):
+    plan = replace(plan, save_every=4)
+    task = prepare(plan)
+    train(plan, task, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "checkpoint-8" / "trainer_state.json").unlink()
+    train(plan, task, tmp_path / "run", resume=True)
+    assert [step for step, _ in curve(tmp_path / "run")] == [*range(1, 9), *range(5, 9)]
+
+
 def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan, tmp_path):
     train(plan, prepare(plan), tmp_path / "run")
     run = load_run(tmp_path / "run")

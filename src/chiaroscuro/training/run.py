@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from chiaroscuro.flops import flops_ratios
+from chiaroscuro.routing import calibrate
 from chiaroscuro.training.folder import CHECKPOINTS, METRICS, RESULTS, new_run_folder, versions, write_json
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.task import Task
@@ -29,12 +29,18 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> di
     checkpoint = _last_checkpoint(out) if resume else None
     if not resume:
         new_run_folder(out)
+    done = 0 if checkpoint is None else _steps(checkpoint)
     set_seed(plan.seed)
     model = task.build(config)
     trainer = _trainer(plan, model, task, out)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is None or done < plan.steps:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    else:
+        # Stopped between the last checkpoint and the results; the Trainer would take a step too many.
+        model = type(model).from_pretrained(checkpoint)
     seconds = time.perf_counter() - start
+    calibrate(model, task.calibration_text().to(model.device))
 
     validation = task.measure(model, "validation", show_progress=True)
     test = task.measure(model, "test", show_progress=True)
@@ -57,7 +63,7 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> di
         "flops": flops_ratios(model, sample),
         "routing": test.routing,
         "train_seconds": seconds,
-        "tokens_per_second": tokens_seen / seconds,
+        "tokens_per_second": tokens_seen * (1 - done / plan.steps) / seconds,
         "plan": asdict(plan),
         "versions": versions(),
     }
@@ -67,11 +73,16 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> di
     return results
 
 
-def _last_checkpoint(out: Path) -> str:
-    checkpoint = get_last_checkpoint(str(out / CHECKPOINTS)) if (out / CHECKPOINTS).is_dir() else None
-    if checkpoint is None:
+def _last_checkpoint(out: Path) -> Path:
+    """The newest whole checkpoint: the Trainer writes `trainer_state.json` after everything else."""
+    whole = [state.parent for state in (out / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")]
+    if not whole:
         raise ValueError(f"nothing to resume in {out}: it holds no checkpoint (train with --save-every)")
-    return checkpoint
+    return max(whole, key=_steps)
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def _trainer(plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path) -> RoutingTrainer:

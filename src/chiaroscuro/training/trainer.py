@@ -53,7 +53,7 @@ class RoutingTrainer(Trainer):
 
 
 class ThresholdRefresh(TrainerCallback):
-    """Calibrates on held-out text before the first step, every `every` steps, and after the last.
+    """Calibrates on held-out text before the first step and then every `every` steps.
 
     Embeddings move, and with them the entropies; thresholds left alone would soon send all tokens one way. They change
     between steps only and stay as they are in evaluation. Before the first step the mixers start from data as well.
@@ -67,16 +67,8 @@ class ThresholdRefresh(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step % self.every == 0:
-            self._calibrate(kwargs["model"], fit_mixers=state.global_step == 0)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._calibrate(kwargs["model"], fit_mixers=False)
-
-    def _calibrate(self, model: nn.Module, fit_mixers: bool) -> None:
-        if fit_mixers or any(isinstance(module, ThresholdRouter) for module in model.modules()):
-            calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers)
+            model: nn.Module = kwargs["model"]
+            calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers=state.global_step == 0)
 
 
 class MetricsFile(TrainerCallback):

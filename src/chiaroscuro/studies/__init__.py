@@ -1,0 +1,19 @@
+"""Studies: grids of training runs that answer a question, declared in a file each."""
+
+from chiaroscuro.studies.ablation import ABLATION, CONTROLS
+from chiaroscuro.studies.runner import Places, run_study
+from chiaroscuro.studies.smoke import SMOKE
+from chiaroscuro.studies.study import Arm, Study, StudyRun
+from chiaroscuro.studies.table import markdown, rows
+
+STUDIES = {study.name: study for study in (SMOKE, CONTROLS, ABLATION)}
+
+
+def study_named(name: str) -> Study:
+    """Raises ValueError listing the known studies."""
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}; known studies: {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+__all__ = ["STUDIES", "Arm", "Places", "Study", "StudyRun", "markdown", "rows", "run_study", "study_named"]

@@ -1,0 +1,121 @@
+"""Run the grid of a study, several processes at a time, resumable after a kill at any moment.
+
+Every run is a process of its own that leaves its result, whole or not at all, in `results/NAME/runs`. A run that is
+there is not done again; one that was stopped goes on from its last checkpoint. `results/NAME/study.json` says by
+which code, data and study the results were made, and no other results are added to them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import chiaroscuro
+from chiaroscuro.studies.study import Study, StudyRun
+from chiaroscuro.training import prepare, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study keeps what it is for, the results, and what it works with, which may be removed."""
+
+    results: Path
+    work: Path
+
+    def result(self, run: StudyRun) -> Path:
+        return self.results / "runs" / f"{run.name}.json"
+
+
+def run_study(study: Study, places: Places, processes: int) -> dict[str, dict[str, Any]]:
+    """Do what is not done yet, and return the results of all runs by name.
+
+    Raises ValueError when the results there are of other code, data or study, when one of them is damaged, and, after
+    everything else has been done, when runs failed.
+    """
+    task = prepare(study.plan)
+    tokenizer = places.work / "tokenizer"
+    task.tokenizer.save_pretrained(tokenizer)
+    digest = hashlib.sha256()
+    for tokens in task.windows.values():
+        digest.update(tokens.tokens.tobytes())
+    _claim(places, {"study": _described(study), "code": code_digest(), "data": digest.hexdigest()})
+    study = replace(study, plan=replace(study.plan, tokenizer=str(tokenizer)))
+
+    results = _run_all(study.search(), places, processes)
+    best = study.best_rates(results)
+    return results | _run_all(study.repetitions(best), places, processes)
+
+
+def code_digest() -> str:
+    """A hash of the package's source."""
+    digest = hashlib.sha256()
+    folder = Path(chiaroscuro.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _described(study: Study) -> str:
+    return hashlib.sha256(json.dumps(asdict(study), sort_keys=True).encode()).hexdigest()
+
+
+def _claim(places: Places, origin: dict[str, str]) -> None:
+    """Note by what the results are made; refuse to add to those made by something else."""
+    path = places.results / "study.json"
+    if path.exists():
+        known = read_json(path)
+        changed = [name for name, digest in origin.items() if known.get(name) != digest]
+        if changed:
+            raise ValueError(
+                f"{places.results} holds results of other {' and '.join(changed)}: move it away, or give another "
+                "--results"
+            )
+    (places.results / "runs").mkdir(parents=True, exist_ok=True)
+    write_json(path, origin)
+
+
+def _run_all(runs: list[StudyRun], places: Places, processes: int) -> dict[str, dict[str, Any]]:
+    results = {run.name: read_json(places.result(run)) for run in runs if places.result(run).exists()}
+    waiting = [run for run in runs if run.name not in results]
+    failed = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress, ThreadPoolExecutor(processes) as pool:
+        bar = progress.add_task("runs", total=len(runs), completed=len(results))
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        futures = {pool.submit(_run_one, run, places, threads): run for run in waiting}
+        for future in as_completed(futures):
+            run = futures[future]
+            if future.result():
+                results[run.name] = read_json(places.result(run))
+            else:
+                failed.append(run.name)
+            progress.update(bar, advance=1, description=run.name)
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(sorted(failed))}; what they printed is in "
+            f"{places.work}; the others are kept, run the study again for these"
+        )
+    return results
+
+
+def _run_one(run: StudyRun, places: Places, threads: int) -> bool:
+    """Whether the run's process finished and left its result."""
+    folder = places.work / run.name
+    if folder.exists() and not any(folder.glob("checkpoints/checkpoint-*/trainer_state.json")):
+        shutil.rmtree(folder)
+    plan = places.work / f"{run.name}.plan.json"
+    write_json(plan, asdict(run.plan))
+    command = [sys.executable, "-m", "chiaroscuro.studies.worker", str(plan), str(folder), str(places.result(run))]
+    # One thread pool per core: more threads than cores wait for each other most of the time.
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with (places.work / f"{run.name}.log").open("w") as log:
+        finished = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
+    return finished.returncode == 0 and places.result(run).exists()

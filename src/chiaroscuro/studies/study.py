@@ -1,0 +1,73 @@
+"""What a study is: arms trained alike, each at its own best learning rate, over several seeds."""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from chiaroscuro.training import TrainingPlan
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: a recipe, and the fields in which it differs from it."""
+
+    name: str
+    recipe: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One training run of a study."""
+
+    arm: str
+    learning_rate: float
+    seed: int
+    plan: TrainingPlan
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{re.sub('[^a-z0-9]+', '-', self.arm.lower())}_lr{self.learning_rate:g}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, the arms that answer it, and the plan that all arms share.
+
+    First every arm is trained with the first seed at every learning rate, and its best rate is chosen by the validation
+    split. Then it is trained at that rate with the other seeds. The test split is looked at only for the table.
+    """
+
+    name: str
+    question: str
+    plan: TrainingPlan
+    arms: tuple[Arm, ...]
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    def search(self) -> list[StudyRun]:
+        """The runs that choose the learning rates."""
+        return [self._run(arm, rate, self.seeds[0]) for arm in self.arms for rate in self.learning_rates]
+
+    def repetitions(self, best: dict[str, float]) -> list[StudyRun]:
+        """The runs of the other seeds, given the best learning rate of each arm."""
+        return [self._run(arm, best[arm.name], seed) for arm in self.arms for seed in self.seeds[1:]]
+
+    def best_rates(self, results: dict[str, dict[str, Any]]) -> dict[str, float]:
+        """Per arm the learning rate of the lowest validation loss, of the results by name of run."""
+        best = {}
+        for arm in self.arms:
+            tried = [self._run(arm, rate, self.seeds[0]) for rate in self.learning_rates]
+            best[arm.name] = min(tried, key=lambda run: results[run.name]["validation"]["loss"]).learning_rate
+        return best
+
+    def _run(self, arm: Arm, learning_rate: float, seed: int) -> StudyRun:
+        plan = replace(
+            self.plan,
+            recipe=arm.recipe,
+            fields=self.plan.fields | arm.fields,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        return StudyRun(arm.name, learning_rate, seed, plan)

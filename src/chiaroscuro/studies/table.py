@@ -1,0 +1,64 @@
+"""The table of a study: each arm at its best learning rate, mean and standard deviation over the seeds."""
+
+import statistics
+from typing import Any
+
+from chiaroscuro.studies.study import Study
+
+Row = dict[str, Any]
+
+
+def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
+    """Per arm: the best learning rate, the measures of the test split and the FLOPs ratios, each as mean and deviation.
+
+    Times are left out: they depend on what else the machine was doing.
+    """
+    best = study.best_rates(results)
+    table = []
+    for arm in study.arms:
+        own = [
+            results[run.name]
+            for run in study.search() + study.repetitions(best)
+            if run.arm == arm.name and run.learning_rate == best[arm.name]
+        ]
+        row: Row = {"arm": arm.name, "learning_rate": best[arm.name], "seeds": len(own)}
+        for measure in ("perplexity", "bits_per_byte", "accuracy"):
+            if own[0][measure] is not None:
+                row[measure] = _spread([result[measure] for result in own])
+        for ratio in ("attention_ratio", "total_ratio", "executed_ratio"):
+            row[ratio] = _spread([result["flops"][ratio] for result in own])
+        row["parameters"] = own[0]["parameters"]
+        table.append(row)
+    return table
+
+
+def markdown(study: Study, table: list[Row]) -> str:
+    """The table as a page, with what is needed to read it."""
+    measures = [name for name in ("perplexity", "bits_per_byte", "accuracy") if name in table[0]]
+    head = ["arm", "learning rate", *(name.replace("_", " ") for name in measures)]
+    head += ["attention FLOPs", "all FLOPs planned", "all FLOPs executed", "parameters"]
+    lines = [
+        f"# {study.name}",
+        "",
+        study.question,
+        "",
+        f"Test split; mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}. The learning rate of each "
+        f"arm is chosen on the validation split among {', '.join(f'{rate:g}' for rate in study.learning_rates)}. FLOPs "
+        "are relative to the same-size full attention.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+    ]
+    for row in table:
+        cells = [row["arm"], f"{row['learning_rate']:g}", *(_shown(row[name], 3) for name in measures)]
+        cells += [_shown(row[name], 3) for name in ("attention_ratio", "total_ratio", "executed_ratio")]
+        lines.append("| " + " | ".join([*cells, f"{row['parameters']:,}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def _shown(spread: dict[str, float], digits: int) -> str:
+    return f"{spread['mean']:.{digits}f} ± {spread['deviation']:.{digits}f}"

@@ -1,0 +1,33 @@
+"""One run of a study, as a process: `python -m chiaroscuro.studies.worker PLAN FOLDER RESULT`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from chiaroscuro.training import TrainingPlan, prepare, read_json, train, write_json
+
+CURVE = ("step", "loss", "routing", "utilisation_entropy")
+
+
+def run(plan_file: Path, folder: Path, result_file: Path) -> None:
+    """Train by the plan in `folder`, going on from a checkpoint if there is one, and write the result with the
+    curve."""
+    logging.set_verbosity_error()
+    plan = TrainingPlan(**read_json(plan_file))
+    resume = folder.exists()
+    results = train(plan, prepare(plan), folder, resume)
+    write_json(result_file, results | {"curve": curve(folder / "metrics.jsonl")})
+
+
+def curve(metrics: Path) -> list[dict[str, Any]]:
+    """The logs of training, one per step; of a step that was logged twice, before and after a kill, the last."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
+    by_step = {line["step"]: line for line in lines if "loss" in line}
+    return [{name: line[name] for name in CURVE if name in line} for _, line in sorted(by_step.items())]
+
+
+if __name__ == "__main__":
+    run(*map(Path, sys.argv[1:]))

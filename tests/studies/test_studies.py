@@ -1,0 +1,190 @@
+"""Grids of runs: what is run, chosen, tabled, resumed and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chiaroscuro import studies
+from chiaroscuro.studies import STUDIES, Arm, Places, Study, markdown, rows, run_study
+from chiaroscuro.studies.worker import curve
+from chiaroscuro.training import TrainingPlan
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def study(english) -> Study:
+    return Study(
+        name="tiny",
+        question="Does it work?",
+        plan=TrainingPlan(
+            data=str(english),
+            vocab_size=300,
+            steps=8,
+            batch_size=2,
+            seq_len=17,
+            warmup_steps=1,
+            save_every=2,
+            fields=SIZE,
+        ),
+        arms=(Arm("full attention", "full_attention"), Arm("random", "chiar", {"router": "random"})),
+        learning_rates=(1e-3, 1e-2),
+        seeds=(0, 1),
+    )
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch) -> Places:
+    monkeypatch.chdir(tmp_path)
+    return Places(Path("results"), Path("work"))
+
+
+def made_up(study: Study, loss_of) -> dict:
+    return {
+        run.name: {
+            "validation": {"loss": loss_of(run)},
+            "perplexity": 10.0 + run.seed,
+            "bits_per_byte": 2.0,
+            "accuracy": None,
+            "flops": {"attention_ratio": 0.5, "total_ratio": 0.9, "executed_ratio": 0.91},
+            "parameters": 1000,
+        }
+        for run in study.search() + study.repetitions(dict.fromkeys((arm.name for arm in study.arms), 1e-2))
+    }
+
+
+def test_the_grid_is_searched_with_one_seed_and_repeated_at_the_best_rate(study):
+    assert [(run.arm, run.learning_rate, run.seed) for run in study.search()] == [
+        ("full attention", 1e-3, 0),
+        ("full attention", 1e-2, 0),
+        ("random", 1e-3, 0),
+        ("random", 1e-2, 0),
+    ]
+    repeated = study.repetitions({"full attention": 1e-2, "random": 1e-3})
+    assert [(run.arm, run.learning_rate, run.seed) for run in repeated] == [
+        ("full attention", 1e-2, 1),
+        ("random", 1e-3, 1),
+    ]
+    assert repeated[1].plan.fields == SIZE | {"router": "random"}
+    assert len({run.name for run in study.search() + repeated}) == 6
+
+
+def test_the_table_takes_the_rate_of_the_lowest_validation_loss_and_spreads_over_seeds(study):
+    results = made_up(study, lambda run: 1 / run.learning_rate)
+    table = rows(study, results)
+    assert [row["learning_rate"] for row in table] == [1e-2, 1e-2]
+    assert table[0]["perplexity"] == {"mean": 10.5, "deviation": pytest.approx(0.7071, abs=1e-4)}
+    assert "accuracy" not in table[0]
+    page = markdown(study, table)
+    assert "| full attention | 0.01 | 10.500 ± 0.707 | 2.000 ± 0.000 | 0.500 ± 0.000 |" in page
+    assert "seeds 0, 1" in page
+
+
+def test_a_study_runs_to_its_table_and_is_not_run_again(study, places):
+    results = run_study(study, places, processes=2)
+    assert len(results) == 6
+    for name, result in results.items():
+        assert json.loads((places.results / "runs" / f"{name}.json").read_text()) == result
+        assert [line["step"] for line in result["curve"]] == list(range(1, 9))
+        assert str(Path.cwd()) not in json.dumps(result | {"data": "", "plan": result["plan"] | {"data": ""}})
+    stamps = {path: path.stat().st_mtime_ns for path in (places.results / "runs").iterdir()}
+    assert run_study(study, places, processes=1) == results
+    assert {path: path.stat().st_mtime_ns for path in (places.results / "runs").iterdir()} == stamps
+
+
+SCRIPT = """
+import pickle, sys
+from chiaroscuro.studies import run_study
+study, places = pickle.load(open(sys.argv[1], "rb"))
+run_study(study, places, 2)
+"""
+
+
+def test_killed_half_way_and_started_again_it_gives_the_same_table(study, places, tmp_path):
+    import pickle
+
+    study = replace(study, plan=replace(study.plan, steps=30, save_every=5))
+    whole = run_study(study, places, processes=2)
+    other = Places(Path("other_results"), Path("other_work"))
+    (tmp_path / "study.pickle").write_bytes(pickle.dumps((study, other)))
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "study.pickle")]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # As soon as one run is done and another has a checkpoint, everything is killed at once.
+    deadline = time.monotonic() + 120
+    while not (any(Path("other_results/runs").glob("*.json")) and any(Path("other_work").glob("*/checkpoints/*"))):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in Path("other_results/runs").glob("*.json")}
+    assert 0 < len(done) < 6
+    resumed = run_study(study, other, processes=2)
+    assert rows(study, resumed) == rows(study, whole)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    for name, result in whole.items():
+        assert resumed[name]["curve"][-1] == result["curve"][-1]
+
+
+def test_results_of_other_code_data_or_study_are_not_added_to(study, places, english, tmp_path, monkeypatch):
+    run_study(replace(study, arms=study.arms[:1], learning_rates=(1e-3,), seeds=(0,)), places, 1)
+    with pytest.raises(ValueError, match="results of other study: move it away, or give another --results"):
+        run_study(study, places, 1)
+    monkeypatch.setattr("chiaroscuro.studies.runner.code_digest", lambda: "changed")
+    with pytest.raises(ValueError, match="results of other study and code"):
+        run_study(study, places, 1)
+    changed = tmp_path / "changed.txt"
+    changed.write_text(english.read_text() * 2)
+    with pytest.raises(ValueError, match="code and data"):
+        run_study(replace(study, plan=replace(study.plan, data=str(changed))), places, 1)
+
+
+def test_a_failed_run_is_named_and_the_others_are_kept(study, places):
+    broken = replace(study, arms=(study.arms[0], Arm("broken", "chiar", {"router": "oracle"})), learning_rates=(1e-3,))
+    with pytest.raises(ValueError, match="1 of 2 runs failed: broken_lr0.001_seed0; what they printed is in work"):
+        run_study(broken, places, 2)
+    assert [path.name for path in (places.results / "runs").iterdir()] == ["full-attention_lr0.001_seed0.json"]
+    assert "unknown router 'oracle'" in (places.work / "broken_lr0.001_seed0.log").read_text()
+
+
+def test_a_damaged_result_is_named(study, places):
+    small = replace(study, arms=study.arms[:1], learning_rates=(1e-3,), seeds=(0,))
+    run_study(small, places, 1)
+    (file,) = (places.results / "runs").iterdir()
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(ValueError, match=f"{file} is damaged"):
+        run_study(small, places, 1)
+
+
+def test_a_curve_keeps_the_last_of_a_step_and_drops_a_torn_line(tmp_path):
+    lines = [
+        '{"step": 1, "loss": 3.0}',
+        '{"step": 2, "loss": 2.5}',
+        '{"step": 2, "loss": 2.0}',
+        '{"step": 9, "train_loss": 1}',
+        '{"step": 3, "lo',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert curve(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_arm_of_every_study_has_a_configuration(study):
+    for run in study.search():
+        config = run.plan.config({})
+        assert config.hidden_size == study.plan.fields["hidden_size"]
+    assert len({run.name for run in study.search()}) == len(study.arms) * len(study.learning_rates)
+
+
+def test_an_unknown_study_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown study 'vast'; known studies: smoke, controls, ablation"):
+        studies.study_named("vast")
