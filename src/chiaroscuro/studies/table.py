@@ -37,14 +37,14 @@ def markdown(study: Study, table: list[Row]) -> str:
     measures = [name for name in ("perplexity", "bits_per_byte", "accuracy") if name in table[0]]
     head = ["arm", "learning rate", *(name.replace("_", " ") for name in measures)]
     head += ["attention FLOPs", "all FLOPs planned", "all FLOPs executed", "parameters"]
+    rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     lines = [
         f"# {study.name}",
         "",
         study.question,
         "",
-        f"Test split; mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}. The learning rate of each "
-        f"arm is chosen on the validation split among {', '.join(f'{rate:g}' for rate in study.learning_rates)}. FLOPs "
-        "are relative to the same-size full attention.",
+        f"Test split; mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}. The learning rate of "
+        f"each arm is chosen on the validation split among {rates}. FLOPs are relative to the same-size full attention.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
