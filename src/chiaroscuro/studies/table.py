@@ -44,7 +44,7 @@ def markdown(study: Study, table: list[Row]) -> str:
         study.question,
         "",
         f"Test split; mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}. The learning rate of "
-        f"each arm is chosen on the validation split among {rates}. FLOPs are relative to the same-size full attention.",
+        f"each arm is chosen on the validation split among {rates}. FLOPs: to the same-size full attention.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
