@@ -113,6 +113,9 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["train", "--data", "ENGLISH", "--vocab-size", "300", "--heads", "3"], "does not divide into 3"),
         (["train", "--data", "ENGLISH", "--vocab-size", "300", "--out", "TAKEN"], "exists already"),
         (["train", "--resume"], "--resume needs --out"),
+        (["train", "--task", "imdb", "--data", "TAKEN"], "train.jsonl or train.jsonl.gz is missing"),
+        (["study", "vast"], "unknown study 'vast'; known studies: smoke, controls, ablation"),
+        (["study", "smoke", "--processes", "0"], "--processes must be at least 1"),
         (["train", "--resume", "--out", "TAKEN", "--data", "ENGLISH", "--vocab-size", "300"], "nothing to resume"),
         (["compare", "--against", "chiar"], "nothing to compare"),
         (["eval", "absent"], "no run folder at absent"),
@@ -144,7 +147,7 @@ def test_bad_input_is_told_in_one_line(call, run, english, tmp_path, monkeypatch
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "eval", "generate", "route", "calibrate", "convert"])
+@pytest.mark.parametrize("command", ["train", "compare", "study", "eval", "generate", "route", "calibrate", "convert"])
 def test_help_ends_in_an_example_of_the_command(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0

@@ -60,9 +60,15 @@ def quiet() -> None:
 @app.command(epilog="Example: chiaroscuro train --recipe chiar --data my.txt --steps 1000 --out runs/mine")
 def train(
     recipe: Annotated[str, typer.Option(help="the name of a recipe")] = "chiar",
-    data: Data = "shakespeare",
-    out: Annotated[Path | None, typer.Option(help="run folder to make; default: runs/RECIPE-N")] = None,
     task: TaskName = "lm",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="lm: a text file, a folder of them, shakespeare, wikitext-2 or wikitext-103 (default: shakespeare). "
+            "imdb: a folder with train.jsonl and test.jsonl (default: from the hub). ListOps is generated"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder to make; default: runs/RECIPE-N")] = None,
     tokenizer: Tokenizer = None,
     steps: Steps = 400,
     batch_size: BatchSize = 16,
@@ -85,7 +91,7 @@ def train(
     plan = TrainingPlan(
         recipe=recipe,
         task=task,
-        data=data,
+        data=data or ("shakespeare" if task == "lm" else task),
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         seed=seed,
