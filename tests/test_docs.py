@@ -43,5 +43,6 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_result():
     for label, form in rows.items():
         row = next(line for line in readme.splitlines() if line.startswith(f"│ {label} "))
         assert [cell.strip() for cell in row.split("│")[2:4]] == [form.format(**chiar), form.format(**full)]
-    assert f"perplexity {comparison['unigram_perplexity']:.0f} on the same tokens" in readme
+    for words, number in comparison["by_chance"].items():
+        assert f"By chance: {words}, {number:.4g}, on the same held-out text." in readme
     assert chiar["versions"]["commit"] == full["versions"]["commit"]

@@ -38,7 +38,7 @@ def test_hard_gates_are_one_for_one_operator_and_zero_for_the_others():
         assert found.sum(-1).tolist() == [1.0] * 4
 
 
-@pytest.mark.parametrize("thresholds", [(0.6, 0.4), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 0.5)])
+@pytest.mark.parametrize("thresholds", [(0.6, 0.4), (float("nan"), 0.5), (0.5, float("nan"))])
 def test_thresholds_out_of_order_are_refused(thresholds):
     with pytest.raises(ValueError, match="tau_low <= tau_high"):
         ThresholdRouter(8, 2, low=thresholds[0], high=thresholds[1])
@@ -128,7 +128,7 @@ def test_the_learned_router_holds_its_score_against_the_threshold_and_learns_fro
     torch.testing.assert_close(gradient, expected)
     with pytest.raises(ValueError, match="between two operators, not 3"):
         router_class("learned")(8, 3)
-    with pytest.raises(ValueError, match="in order"):
+    with pytest.raises(ValueError, match="tau_low <= tau_high"):
         router.set_thresholds(1.0, 0.0)
 
 

@@ -19,10 +19,12 @@ from chiaroscuro.modeling import ChiarForCausalLM, RoutingTrace
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: nats per token, or per sequence for a classifier. tokens: how many were predicted, or read by a classifier.
-    routing: per layer with a choice, the share of the tokens that went to each operator. perplexity, and
-        bits_per_byte of
-    the text behind the predicted tokens: of a language model. accuracy: of a classifier."""
+    """How well a model does on a split, and where the tokens went.
+
+    loss: nats per token, or per sequence for a classifier. tokens: how many were predicted, or read by a classifier.
+    routing: per layer with a choice, the share of the tokens that went to each operator. perplexity, and bits_per_byte
+    of the text behind the predicted tokens: of a language model. accuracy: of a classifier.
+    """
 
     loss: float
     tokens: int

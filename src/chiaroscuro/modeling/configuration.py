@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from chiaroscuro.mixers import mixer_class
 from chiaroscuro.modeling.recipes import recipe_named
-from chiaroscuro.routing import check_entropy_thresholds, router_class
+from chiaroscuro.routing import check_thresholds, router_class
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "attention_keys": ("all", "routed"),
@@ -154,7 +154,7 @@ class ChiarConfig(PreTrainedConfig):
         if (self.tau_low is None) != (self.tau_high is None):
             raise ValueError("give both tau_low and tau_high, or neither")
         if self.tau_low is not None and self.tau_high is not None:
-            check_entropy_thresholds(self.tau_low, self.tau_high)
+            check_thresholds(self.tau_low, self.tau_high)
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")

@@ -5,9 +5,8 @@ Shapes: D channels; any leading shape.
     X_k = s_k sum_n x_n cos(pi (2n + 1) k / 2D),   s_0 = sqrt(1/D),  s_k = sqrt(2/D)
 
 The even-indexed samples followed by the odd-indexed ones in reverse form a sequence whose FFT, turned by a
-quarter-sample phase, is the DCT (J. Makhoul, "A fast cosine transform in one and two dimensions", 1980). The
-transform is orthonormal, so
-its transpose is its inverse: each is the backward pass of the other.
+quarter-sample phase, is the DCT (J. Makhoul, "A fast cosine transform in one and two dimensions", 1980). The transform
+is orthonormal, so its transpose is its inverse: each is the backward pass of the other.
 """
 
 import math

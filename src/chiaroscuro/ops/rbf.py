@@ -2,8 +2,7 @@
 
 Shapes: B batch, T tokens, D model channels, F random features, C tokens per chunk, S chunks, V value channels.
 
-    y_i = sum_j k(x_i, x_j) v_j / sum_j k(x_i, x_j),   k(a, b) = exp(-gamma |a - b|^2)                  (paper,
-    section 1)
+    y_i = sum_j k(x_i, x_j) v_j / sum_j k(x_i, x_j),   k(a, b) = exp(-gamma |a - b|^2)            (paper, section 1)
 
 Random features give k(a, b) = E[phi(a) phi(b)]. The usual cosine features estimate it with either sign, so a normaliser
 made of them can reach zero; the exponential ones used here are positive (Choromanski et al., "Rethinking Attention with

@@ -4,7 +4,7 @@ from chiaroscuro.routing.calibration import Calibration, calibrate, noise_thresh
 from chiaroscuro.routing.collapse import starving, utilisation, utilisation_entropy
 from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatch
 from chiaroscuro.routing.meta import MetaRouter
-from chiaroscuro.routing.router import ROUTERS, Router, ThresholdRouter, check_entropy_thresholds, router_class
+from chiaroscuro.routing.router import ROUTERS, Router, ThresholdRouter, check_thresholds, router_class
 
 __all__ = [
     "ROUTERS",
@@ -16,7 +16,7 @@ __all__ = [
     "Routing",
     "ThresholdRouter",
     "calibrate",
-    "check_entropy_thresholds",
+    "check_thresholds",
     "dispatch",
     "noise_thresholds",
     "router_class",

@@ -59,7 +59,7 @@ class ThresholdRouter(Router):
             raise ValueError(f"a router with thresholds chooses between two or three operators, not {num_operators}")
         noise_low, noise_high = noise_thresholds(hidden_size)
         self.start = (noise_low if low is None else low, noise_high if high is None else high)
-        self.check_thresholds(*self.start)
+        check_thresholds(*self.start)
         self.thresholds: Tensor
         self.register_buffer("thresholds", torch.empty(2))
         self.reset_parameters()
@@ -69,12 +69,8 @@ class ThresholdRouter(Router):
 
     @torch.no_grad()
     def set_thresholds(self, low: float, high: float) -> None:
-        self.check_thresholds(low, high)
+        check_thresholds(low, high)
         self.thresholds.copy_(self.thresholds.new_tensor((low, high)))
-
-    @staticmethod
-    def check_thresholds(low: float, high: float) -> None:
-        check_entropy_thresholds(low, high)
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor) -> Tensor:
         """What is held against the thresholds, (B, T)."""
@@ -108,11 +104,6 @@ class LearnedRouter(ThresholdRouter):
         super().__init__(hidden_size, num_operators, layer, 0.0, 0.0)
         self.linear = nn.Linear(hidden_size, 1, bias=False)
 
-    @staticmethod
-    def check_thresholds(low: float, high: float) -> None:
-        if not low <= high:
-            raise ValueError(f"thresholds must be in order, got {low} and {high}")
-
     def score(self, x_BTD: Tensor, entropy_BT: Tensor) -> Tensor:
         return self.linear(x_BTD).squeeze(-1)
 
@@ -138,13 +129,7 @@ class SoftRouter(Router):
 
 
 class HardRouter(SoftRouter):
-    """The largest gate of the soft router, with a straight-through gradient (paper, "hard").
-
-    The forward gate of the chosen operator is exactly one and its gradient is that of the softmax probability. The
-    gates of
-    the others are zero and carry no gradient: theirs would be the product with outputs of operators that sparse
-        dispatch does not compute, and a model must learn the same whichever way it is run.
-    """
+    """The largest gate of the soft router, with a straight-through gradient (paper, "hard")."""
 
     hard = True
 
@@ -214,7 +199,7 @@ def router_class(name: str) -> type[Router]:
     return ROUTERS[name]
 
 
-def check_entropy_thresholds(low: float, high: float) -> None:
-    """Raises ValueError unless 0 <= low <= high <= 1."""
-    if not 0.0 <= low <= high <= 1.0:
-        raise ValueError(f"thresholds must satisfy 0 <= tau_low <= tau_high <= 1, got {low} and {high}")
+def check_thresholds(low: float, high: float) -> None:
+    """Raises ValueError unless low <= high. Values beyond all scores are allowed: they send every token one way."""
+    if not low <= high:
+        raise ValueError(f"thresholds must satisfy tau_low <= tau_high, got {low} and {high}")
