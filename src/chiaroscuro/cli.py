@@ -270,7 +270,7 @@ def study(
     processes: Annotated[int, typer.Option(help="runs at a time")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Run a grid of recipes, learning rates and seeds, going on where it was left, and write its table."""
+    """Run a grid of recipes, learning rates and seeds, going on where it was left, and write its table and figures."""
     from dataclasses import replace
 
     from chiaroscuro import studies
@@ -282,7 +282,9 @@ def study(
     if data is not None:
         chosen = replace(chosen, plan=replace(chosen.plan, data=data))
     places = studies.Places(results or Path("results") / name, Path("runs") / "studies" / name)
-    table = studies.rows(chosen, studies.run_study(chosen, places, processes))
+    found = studies.run_study(chosen, places, processes)
+    table = studies.rows(chosen, found)
+    studies.draw(chosen, found, table, places.results / "figures")
     write_json(places.results / "table.json", {"rows": table})
     page = studies.markdown(chosen, table)
     (places.results / "table.md").write_text(page)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chiaroscuro import studies
-from chiaroscuro.studies import STUDIES, Arm, Places, Study, markdown, rows, run_study
+from chiaroscuro.studies import STUDIES, Arm, Places, Study, draw, markdown, rows, run_study
 from chiaroscuro.studies.worker import curve
 from chiaroscuro.training import TrainingPlan
 
@@ -96,6 +96,9 @@ def test_a_study_runs_to_its_table_and_is_not_run_again(study, places):
         assert json.loads((places.results / "runs" / f"{name}.json").read_text()) == result
         assert [line["step"] for line in result["curve"]] == list(range(1, 9))
         assert str(Path.cwd()) not in json.dumps(result | {"data": "", "plan": result["plan"] | {"data": ""}})
+    pictures = draw(study, results, rows(study, results), places.results / "figures")
+    assert [path.name for path in pictures] == ["curves.png", "shares.png", "cost.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     stamps = {path: path.stat().st_mtime_ns for path in (places.results / "runs").iterdir()}
     assert run_study(study, places, processes=1) == results
     assert {path: path.stat().st_mtime_ns for path in (places.results / "runs").iterdir()} == stamps
@@ -183,6 +186,18 @@ def test_every_arm_of_every_study_has_a_configuration(study):
         config = run.plan.config({})
         assert config.hidden_size == study.plan.fields["hidden_size"]
     assert len({run.name for run in study.search()}) == len(study.arms) * len(study.learning_rates)
+
+
+def test_the_code_digest_follows_what_numbers_come_from(monkeypatch, tmp_path):
+    for place in ("ops/dct.py", "cli.py"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("1")
+    monkeypatch.setattr("chiaroscuro.__file__", str(tmp_path / "__init__.py"))
+    before = studies.runner.code_digest()
+    (tmp_path / "cli.py").write_text("2")
+    assert studies.runner.code_digest() == before
+    (tmp_path / "ops" / "dct.py").write_text("2")
+    assert studies.runner.code_digest() != before
 
 
 def test_an_unknown_study_is_answered_with_the_known_ones():

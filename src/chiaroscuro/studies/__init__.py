@@ -1,6 +1,7 @@
 """Studies: grids of training runs that answer a question, declared in a file each."""
 
 from chiaroscuro.studies.ablation import ABLATION, CONTROLS
+from chiaroscuro.studies.figures import draw
 from chiaroscuro.studies.runner import Places, run_study
 from chiaroscuro.studies.smoke import SMOKE
 from chiaroscuro.studies.study import Arm, Study, StudyRun
@@ -16,4 +17,4 @@ def study_named(name: str) -> Study:
     return STUDIES[name]
 
 
-__all__ = ["STUDIES", "Arm", "Places", "Study", "StudyRun", "markdown", "rows", "run_study", "study_named"]
+__all__ = ["STUDIES", "Arm", "Places", "Study", "StudyRun", "draw", "markdown", "rows", "run_study", "study_named"]

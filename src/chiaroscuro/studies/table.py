@@ -8,6 +8,13 @@ from chiaroscuro.studies.study import Study
 Row = dict[str, Any]
 
 
+def best_runs(study: Study, results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Per arm the results at its best learning rate, one for each seed."""
+    best = study.best_rates(results)
+    runs = [run for run in study.search() if run.learning_rate == best[run.arm]] + study.repetitions(best)
+    return {arm.name: [results[run.name] for run in runs if run.arm == arm.name] for arm in study.arms}
+
+
 def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
     """Per arm: the best learning rate, the measures of the test split and the FLOPs ratios, each as mean and deviation.
 
@@ -15,13 +22,8 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
     """
     best = study.best_rates(results)
     table = []
-    for arm in study.arms:
-        own = [
-            results[run.name]
-            for run in study.search() + study.repetitions(best)
-            if run.arm == arm.name and run.learning_rate == best[arm.name]
-        ]
-        row: Row = {"arm": arm.name, "learning_rate": best[arm.name], "seeds": len(own)}
+    for arm, own in best_runs(study, results).items():
+        row: Row = {"arm": arm, "learning_rate": best[arm], "seeds": len(own)}
         for measure in ("perplexity", "bits_per_byte", "accuracy"):
             if own[0][measure] is not None:
                 row[measure] = _spread([result[measure] for result in own])
