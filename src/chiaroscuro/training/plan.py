@@ -36,7 +36,7 @@ class TrainingPlan:
     learning_rate: float = 2e-3
     warmup_steps: int = 40
     weight_decay: float = 0.01
-    calibrate_every: int = 50
+    calibrate_every: int = 20
     save_every: int | None = None
     fields: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
 
