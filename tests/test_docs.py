@@ -17,7 +17,9 @@ BLOCKS = [
 
 @pytest.mark.parametrize("code", BLOCKS)
 def test_code_in_the_documents_runs_as_printed(code):
-    exec(compile(code, "document", "exec"), {"__name__": "document"})
+    namespace = {"__name__": "document"}
+    exec(compile(code, "document", "exec"), namespace)
+    assert len(namespace) > 2, "a block that leaves nothing behind shows nothing"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
