@@ -220,7 +220,7 @@ def route(
 def calibrate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="held-out text; default: the run's own validation text")] = None,
-    tokens: Annotated[int, typer.Option(help="tokens to calibrate on")] = 4096,
+    tokens: Annotated[int, typer.Option(min=1, help="tokens to calibrate on")] = 4096,
     as_json: AsJson = False,
 ) -> None:
     """Set the thresholds of each layer from held-out text, and save them in the run folder."""

@@ -23,7 +23,7 @@ from chiaroscuro.mixers import (
     mixer_class,
     register_mixer,
 )
-from chiaroscuro.ops import Chosen, dct, rbf_kernel, rotary_tables
+from chiaroscuro.ops import Chosen, dct, rbf_kernel, rbf_mix, rotary_tables
 
 # The operator "shift" that the documents show how to add, as they print it.
 PAGE = Path(__file__).parent.parent.parent / "docs" / "operators.md"
@@ -163,6 +163,16 @@ def test_fitting_sets_the_bandwidth_to_the_median_heuristic():
     mixer.fit(x)
     distances = torch.pdist(x.flatten(0, 1)).square()
     assert float(mixer.log_gamma.detach().exp()) == pytest.approx(1 / float(distances.median()), rel=1e-3)
+
+
+def test_the_kernel_estimate_does_not_depend_on_where_the_data_lie():
+    mixer, x, deviations = RBFMixer(D, features=256).double(), tokens(2, 40), []
+    for offset in (0.0, 3.0, 100.0):
+        mixer.fit(x + offset)
+        exact = rbf_mix(x, mixer.value(x + offset), mixer.log_gamma.exp())
+        deviations.append(mixer(x + offset) - exact)
+    for deviation in deviations[1:]:
+        torch.testing.assert_close(deviation, deviations[0], atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["rbf", "attention"])

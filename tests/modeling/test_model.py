@@ -234,6 +234,28 @@ def test_low_precision_stays_close_to_float32(recipe, dtype):
     assert float((low.float() - full).abs().mean()) < 0.1 * float(full.abs().mean())
 
 
+def test_hidden_states_are_what_the_layers_are_given():
+    model, given = tiny_model("v2"), []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    states = model(ids(2, 6), output_hidden_states=True).hidden_states
+    assert all(torch.equal(state, entered) for state, entered in zip(states[:-1], given, strict=True))
+
+
+@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator"])
+def test_loading_in_bfloat16_keeps_the_calibrated_thresholds(recipe, tmp_path):
+    model = ChiarForCausalLM(tiny_config(recipe)).eval()
+    calibrate(model, ids(4, 32))
+    model.save_pretrained(tmp_path)
+    loaded = ChiarForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.lm_head.weight.dtype == torch.bfloat16
+    wanted = {name: buffer for name, buffer in model.named_buffers() if name.endswith("thresholds")}
+    assert wanted
+    for name, buffer in loaded.named_buffers():
+        if name in wanted:
+            assert torch.equal(buffer, wanted[name])
+
+
 def test_assisted_decoding_is_refused_and_not_wrong():
     model = tiny_model("v1_three_operator")
     with pytest.raises(ValueError, match=r"(?i)stateful"):
@@ -249,6 +271,10 @@ def test_assisted_decoding_is_refused_and_not_wrong():
         (lambda model: model.generate(input_ids=ids(1, 30), max_new_tokens=9, pad_token_id=0), "at most 32"),
         (lambda model: model(ids(2, 5), attention_mask=torch.ones(2, 4)), r"\(2, 5\), got \(2, 4\)"),
         (lambda model: model(ids(2, 5), past_key_values=DynamicCache()), "DynamicCache\\(config=model.config\\)"),
+        (
+            lambda model: model(ids(1, 4), position_ids=torch.tensor([[0, 1, 0, 1]])),
+            "packed into one are not supported",
+        ),
         (lambda model: model(), "either input_ids or inputs_embeds"),
         (lambda model: model(ids(1, 2), inputs_embeds=torch.zeros(1, 2, D)), "either input_ids or inputs_embeds"),
         (lambda model: model(inputs_embeds=torch.full((1, 2, D), float("nan")).double()), "NaN or infinity"),

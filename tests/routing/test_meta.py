@@ -24,6 +24,15 @@ def test_padding_does_not_count_and_pieces_give_the_whole():
     torch.testing.assert_close(torch.cat(pieces, 1), whole)
 
 
+def test_a_prefix_in_bfloat16_is_counted_beyond_256():
+    meta, x = MetaRouter(D).bfloat16(), torch.randn(1, 600, D).bfloat16()
+    state: dict[str, torch.Tensor] = {}
+    steps = torch.cat([meta(x[:, t : t + 1], None, state) for t in range(600)], 1)
+    assert int(state["count_B"]) == 600
+    assert steps.dtype == torch.bfloat16
+    torch.testing.assert_close(steps, meta(x), atol=1e-2, rtol=0)
+
+
 def test_the_gate_starts_nearly_open_in_a_model():
     model = tiny_model("v2", meta_router="causal")
     fresh = type(model)(model.config)

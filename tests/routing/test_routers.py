@@ -21,6 +21,14 @@ def gates(router, entropy):
     return router(x, entropy)[0]
 
 
+def test_half_precision_leaves_the_thresholds_in_float32():
+    router = ThresholdRouter(1024, 2, low=0.8935, high=0.8973)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert router.to(dtype).thresholds.dtype == torch.float32
+        assert router.thresholds.tolist() == pytest.approx([0.8935, 0.8973], abs=1e-7)
+    assert router.double().thresholds.dtype == torch.float64
+
+
 def test_two_operators_are_parted_by_the_mean_of_the_thresholds():
     router = ThresholdRouter(8, 2, low=0.4, high=0.6)
     assert gates(router, [0.0, 0.4, 0.5, 0.501, 1.0]).argmax(-1).tolist() == [0, 0, 0, 1, 1]

@@ -106,6 +106,16 @@ def test_a_run_stopped_between_its_last_step_and_its_results_takes_no_step_more(
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.model.state_dict().items())
 
 
+def test_a_run_is_not_resumed_by_another_plan(plan, tmp_path):
+    plan = replace(plan, save_every=4)
+    task = prepare(plan)
+    train(plan, task, tmp_path / "run")
+    results = (tmp_path / "run" / "results.json").read_text()
+    with pytest.raises(ValueError, match="another plan: seed was 0 and is 9, learning_rate was 0.002 and is 0.5"):
+        train(replace(plan, seed=9, learning_rate=0.5), task, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "results.json").read_text() == results
+
+
 def test_a_torn_checkpoint_is_passed_over(plan, tmp_path):
     plan = replace(plan, save_every=4)
     task = prepare(plan)
@@ -151,7 +161,9 @@ def test_a_plan_that_cannot_work_leaves_no_folder(plan, tmp_path, change, compla
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_size": 0}, {"seq_len": 1}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"save_every": 0}, {"batch_size": 0}, {"seq_len": 1}, {"learning_rate": 0.0}]
+)
 def test_numbers_that_cannot_be_trained_with_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         TrainingPlan(**change)

@@ -23,7 +23,9 @@ class RBFMixer(Mixer):
     section 1), estimated with `features` positive random features; the weight for itself is exact.
 
     The bandwidth gamma is learned. It starts at 1 / 2D, at which unit-variance tokens weigh each other by 1/e, and
-    `fit` sets it from data by the median heuristic.
+    `fit` sets it from data by the median heuristic. The kernel knows only differences but its features fade with the
+    distance from the origin, so `fit` also moves the origin to the mean of the data. The estimate serves while
+    gamma |x - mean|^2 is a few units at most; far beyond, a token is left with its own value.
     """
 
     def __init__(self, hidden_size: int, features: int = 64, causal: bool = True):
@@ -35,6 +37,8 @@ class RBFMixer(Mixer):
         self.log_gamma = nn.Parameter(torch.empty(()))
         self.frequencies_FD: Tensor
         self.register_buffer("frequencies_FD", torch.empty(features, hidden_size))
+        self.centre_D: Tensor
+        self.register_buffer("centre_D", torch.empty(hidden_size))
         self.reset_parameters()
 
     @classmethod
@@ -43,16 +47,18 @@ class RBFMixer(Mixer):
 
     def reset_parameters(self) -> None:
         init.constant_(self.log_gamma, -math.log(2 * self.hidden_size))
+        init.zeros_(self.centre_D)
         init.copy_(self.frequencies_FD, random_frequencies(self.features, self.hidden_size))
 
     @torch.no_grad()
     def fit(self, x_BTD: Tensor) -> None:
+        self.centre_D.copy_(x_BTD.flatten(0, -2).mean(0))
         self.log_gamma.copy_(median_bandwidth(x_BTD).log())
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
         state = {} if context.state is None else context.state
         mixed, total_BFU = rbf_feature_mix(
-            rbf_features(x_BTD, self.frequencies_FD, self.log_gamma.exp()),
+            rbf_features(x_BTD - self.centre_D, self.frequencies_FD, self.log_gamma.exp()),
             self.value(x_BTD),
             self.causal,
             context.valid_BT,

@@ -83,7 +83,10 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            loss = loss + collapse_penalty(self.config, outputs.routing)
+            # The Trainer divides by the items of all accumulated batches; the penalty takes this batch's share of them.
+            items = kwargs.get("num_items_in_batch")
+            share = 1.0 if items is None else (labels[:, 1:] != -100).sum() / items
+            loss = loss + share * collapse_penalty(self.config, outputs.routing)
         return ChiarCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -101,6 +104,8 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
 
 class ChiarForSequenceClassification(ChiarPreTrainedModel):
     """The mean of the tokens that are not padding, then linear, GELU, dropout, linear (paper, section 2)."""
+
+    accepts_loss_kwargs = False  # the loss is a mean over this batch, which the Trainer divides when it accumulates
 
     def __init__(self, config: ChiarConfig):
         super().__init__(config)

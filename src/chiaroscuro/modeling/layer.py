@@ -91,9 +91,11 @@ class ChiarLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden_BTD: Tensor, context: Context, past_key_values: Any = None
+        self, hidden_BTD: Tensor, context: Context, meta_gate: Tensor | None = None, past_key_values: Any = None
     ) -> tuple[Tensor, RoutingTrace | None]:
-        """The layer's output, and where its tokens went if they had a choice."""
+        """The layer's output, blended with its input where a MetaRouter's gate is given, and where its tokens went if
+        they had a choice."""
+        before_BTD = hidden_BTD
         states = None if past_key_values is None else past_key_values.layers[self.index].states
         mixed, routing = self.mixer(self.mixer_norm(hidden_BTD), context, states)
         if self.pre_norm:
@@ -101,6 +103,8 @@ class ChiarLayer(GradientCheckpointingLayer):
             hidden_BTD = hidden_BTD + self.dropout(self._feed_forward(self.feed_forward_norm(hidden_BTD), routing))
         else:
             hidden_BTD = self.feed_forward_norm(mixed + self.dropout(self._feed_forward(mixed, routing)))
+        if meta_gate is not None:
+            hidden_BTD = meta_gate * hidden_BTD + (1 - meta_gate) * before_BTD
         if routing is None:
             return hidden_BTD, None
         trace = RoutingTrace(self.index, self.mixer.operators, routing.entropy_BT, routing.choice_BT, routing.gates_BTO)

@@ -40,6 +40,7 @@ class ChiarPreTrainedModel(PreTrainedModel):
     config: ChiarConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = {"thresholds"}
     _no_split_modules = ["ChiarLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
@@ -97,7 +98,7 @@ class ChiarModel(ChiarPreTrainedModel):
         """input_ids (B, T) or inputs_embeds (B, T, D); attention_mask (B, past + T), zero at padding.
 
         Raises ValueError for token ids outside the vocabulary, a sequence longer than `max_position_embeddings`, a
-        mask of the wrong shape, or a cache that was not made for this model.
+        mask of the wrong shape, texts packed into one row, or a cache that was not made for this model.
         """
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         B, T = inputs_embeds.shape[:2]
@@ -132,14 +133,13 @@ class ChiarModel(ChiarPreTrainedModel):
         )
 
         meta_gate = None
+        if self.meta_router is not None:
+            state = cached[0].states["meta_router"] if cached else None
+            meta_gate = self.meta_router(hidden_BTD, context.valid_BT, state)
         traces: list[RoutingTrace] = []
         for layer in self.layers:
-            before_BTD = hidden_BTD
-            hidden_BTD, trace = layer(hidden_BTD, context, past_key_values=past_key_values)
-            if layer.index == 0 and self.meta_router is not None:
-                state = cached[0].states["meta_router"] if cached else None
-                meta_gate = self.meta_router(before_BTD, context.valid_BT, state)
-                hidden_BTD = meta_gate * hidden_BTD + (1 - meta_gate) * before_BTD
+            gate = meta_gate if layer.index == 0 else None
+            hidden_BTD, trace = layer(hidden_BTD, context, gate, past_key_values=past_key_values)
             if trace is not None:
                 traces.append(trace)
         for layer_cache in cached:
@@ -216,6 +216,11 @@ def _positions(
 ) -> Tensor:
     """Positions (B or 1, T); padding before a text does not count."""
     if position_ids is not None:
+        if attention_mask is None and position_ids.device.type == "cpu" and (position_ids.diff() < 0).any():
+            raise ValueError(
+                "position_ids start again within a row: several texts packed into one are not supported, as operators "
+                "would mix them; give a row to each"
+            )
         return position_ids
     if attention_mask is None:
         return torch.arange(past, past + T, device=device)[None]

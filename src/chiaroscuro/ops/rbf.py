@@ -127,12 +127,13 @@ def _sum_over_earlier(
         return pad(x, (0, 0, 0, S * C - T)).reshape(B * S, C, x.shape[-1])
 
     query, key, u = cut(phi_BTF), cut(key_BTF), cut(u_BTU)
-    sums = (key.mT @ u).view(B, S, F, U)
+    # Sums over many chunks are kept in float32 at least.
+    sums = (key.mT @ u).view(B, S, F, U).to(torch.promote_types(u.dtype, torch.float32))
     if before_BFU is not None:
         sums = torch.cat((before_BFU[:, None] + sums[:, :1], sums[:, 1:]), dim=1)
     upto = sums.cumsum(1)
     start = torch.zeros_like(upto[:, :1]) if before_BFU is None else before_BFU[:, None]
-    before_chunk = torch.cat((start, upto[:, :-1]), dim=1).view(B * S, F, U)
+    before_chunk = torch.cat((start, upto[:, :-1]), dim=1).view(B * S, F, U).to(u.dtype)
 
     position = torch.arange(C, device=phi_BTF.device)
     if chosen is None:

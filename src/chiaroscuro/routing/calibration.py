@@ -56,7 +56,7 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
         score = router.score(*args[:2]).flatten().double()
         low, high = torch.quantile(score, score.new_tensor([LOW_QUANTILE, HIGH_QUANTILE])).tolist()
         router.set_thresholds(low, high)
-        found.append(Calibration(router.layer, low, high, float(score.mean()), float(score.std())))
+        found.append(Calibration(router.layer, low, high, float(score.mean()), float(score.std(correction=0))))
 
     def fit(mixer: Any, args: tuple[Tensor, ...]) -> None:
         mixer.fit(args[0])

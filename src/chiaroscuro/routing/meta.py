@@ -36,17 +36,20 @@ class MetaRouter(nn.Module):
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None, state: dict[str, Tensor] | None = None) -> Tensor:
         """Gates (B, T, 1) in mode "causal", (1, 1, 1) in mode "paper". `state` carries the prefix from call to call."""
+        dtype = x_BTD.dtype
+        # In bfloat16 a count would stop at 256, so prefixes are summed in float32 at least.
+        x_BTD = x_BTD if dtype == torch.float64 else x_BTD.float()
         counted = x_BTD.new_ones(x_BTD.shape[:2]) if valid_BT is None else valid_BT.to(x_BTD.dtype)
         x_BTD = x_BTD * counted[..., None]
         if self.mode == "paper":
             mean = x_BTD.sum((0, 1), keepdim=True) / counted.sum().clamp_min(1.0)
-            return self._gate(mean)
+            return self._gate(mean.to(dtype))
         sums, counts = x_BTD.cumsum(1), counted.cumsum(1)
         if state is not None:
             if state:
                 sums, counts = sums + state["sum_BD"][:, None], counts + state["count_B"][:, None]
             state["sum_BD"], state["count_B"] = sums[:, -1], counts[:, -1]
-        return self._gate(sums / counts[..., None].clamp_min(1.0))
+        return self._gate((sums / counts[..., None].clamp_min(1.0)).to(dtype))
 
     def _gate(self, mean: Tensor) -> Tensor:
         return (self.gate(mean) + self.bias).sigmoid()

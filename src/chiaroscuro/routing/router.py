@@ -4,7 +4,8 @@ Shapes: B batch, T tokens, D model channels, O operators.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,15 @@ class ThresholdRouter(Router):
 
     def reset_parameters(self) -> None:
         init.copy_(self.thresholds, torch.tensor(self.start, device="cpu"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """A model in half precision keeps its thresholds in float32: theirs would be rounded by as much as entropies
+        differ."""
+        before = self.thresholds
+        super()._apply(fn, recurse)
+        if self.thresholds.dtype in (torch.bfloat16, torch.float16):
+            self.thresholds = before.to(self.thresholds.device)
+        return self
 
     @torch.no_grad()
     def set_thresholds(self, low: float, high: float) -> None:

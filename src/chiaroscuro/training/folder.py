@@ -1,6 +1,7 @@
 """The run folder: what a finished run leaves behind, and reading it back.
 
-`config.json`, `model.safetensors`, the tokenizer, `metrics.jsonl` (one log per line) and `results.json`.
+`config.json`, `model.safetensors`, the tokenizer, `plan.json` (what the run was told), `metrics.jsonl` (one log per
+line) and `results.json`.
 """
 
 import json
@@ -22,7 +23,7 @@ import chiaroscuro
 from chiaroscuro.data import load_tokenizer
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification
 
-RESULTS, METRICS, CHECKPOINTS = "results.json", "metrics.jsonl", "checkpoints"
+RESULTS, METRICS, PLAN, CHECKPOINTS = "results.json", "metrics.jsonl", "plan.json", "checkpoints"
 
 
 @dataclass(frozen=True)

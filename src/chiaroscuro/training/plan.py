@@ -45,6 +45,8 @@ class TrainingPlan:
         for name in ("vocab_size", "steps", "batch_size", "calibrate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.save_every is not None and self.save_every < 1:
+            raise ValueError(f"save_every must be at least 1, got {self.save_every}")
         if self.seq_len < 2:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
         if self.learning_rate <= 0:

@@ -1,5 +1,6 @@
 """Train a model by a plan, measure it on held-out text, and leave a run folder."""
 
+import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,16 @@ from transformers.trainer_callback import PrinterCallback
 
 from chiaroscuro.flops import flops_ratios
 from chiaroscuro.routing import calibrate
-from chiaroscuro.training.folder import CHECKPOINTS, METRICS, RESULTS, new_run_folder, versions, write_json
+from chiaroscuro.training.folder import (
+    CHECKPOINTS,
+    METRICS,
+    PLAN,
+    RESULTS,
+    new_run_folder,
+    read_json,
+    versions,
+    write_json,
+)
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.task import Task
 from chiaroscuro.training.trainer import Bar, MetricsFile, RoutingTrainer, ThresholdRefresh
@@ -27,15 +37,21 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> di
     """
     config = plan.config(task.fields())
     checkpoint = _last_checkpoint(out) if resume else None
-    if not resume:
-        new_run_folder(out)
+    if resume:
+        _check_same_plan(plan, read_json(out / PLAN))
+    else:
+        write_json(new_run_folder(out) / PLAN, asdict(plan))
     done = 0 if checkpoint is None else _steps(checkpoint)
     set_seed(plan.seed)
     model = task.build(config)
-    trainer = _trainer(plan, model, task, out)
+    bar = Bar(plan.recipe)
+    trainer = _trainer(plan, model, task, out, bar)
     start = time.perf_counter()
     if checkpoint is None or done < plan.steps:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            bar.progress.stop()
     else:
         # Stopped between the last checkpoint and the results; the Trainer would take a step too many.
         model = type(model).from_pretrained(checkpoint)
@@ -85,7 +101,16 @@ def _steps(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _trainer(plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path) -> RoutingTrainer:
+def _check_same_plan(plan: TrainingPlan, started: dict[str, Any]) -> None:
+    """A run goes on by the plan it was started by; only how often it saves may differ."""
+    now = json.loads(json.dumps(asdict(plan)))
+    changed = [name for name in now if name != "save_every" and now[name] != started.get(name)]
+    if changed:
+        differences = ", ".join(f"{name} was {started.get(name)!r} and is {now[name]!r}" for name in changed)
+        raise ValueError(f"the run was started by another plan: {differences}")
+
+
+def _trainer(plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path, bar: Bar) -> RoutingTrainer:
     arguments = TrainingArguments(
         output_dir=str(out / CHECKPOINTS),
         max_steps=plan.steps,
@@ -117,7 +142,7 @@ def _trainer(plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path) 
         callbacks=[
             ThresholdRefresh(task.calibration_text(), plan.calibrate_every),
             MetricsFile(out / METRICS),
-            Bar(plan.recipe),
+            bar,
         ],
     )
     trainer.remove_callback(PrinterCallback)

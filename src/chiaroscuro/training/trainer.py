@@ -32,7 +32,7 @@ class RoutingTrainer(Trainer):
     ) -> Any:
         inputs = {**inputs, "output_routing": True, "use_cache": False}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        for trace in outputs.routing:
+        for trace in outputs.routing if model.training else ():
             _, shares = self._shares.setdefault(str(trace.layer), (trace.operators, []))
             shares.append(utilisation(trace.gates.detach().float()))
         return (loss, outputs) if return_outputs else loss
