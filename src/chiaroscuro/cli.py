@@ -22,7 +22,7 @@ console = Console()
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, as train and compare leave it")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 Data = Annotated[
-    str, typer.Option(help="a text file, a folder of text files, or shakespeare, wikitext-2, wikitext-103")
+    str, typer.Option(help="a text file, a folder of text files, or shakespeare, imdb, wikitext-2, wikitext-103")
 ]
 TaskName = Annotated[str, typer.Option(help="lm (language modelling), imdb, listops or listops_flat (classification)")]
 Tokenizer = Annotated[
@@ -64,8 +64,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="lm: a text file, a folder of them, shakespeare, wikitext-2 or wikitext-103 (default: shakespeare). "
-            "imdb: a folder with train.jsonl and test.jsonl (default: from the hub). ListOps is generated"
+            help="lm: a text file, a folder of them, shakespeare, imdb, wikitext-2 or wikitext-103 (default: "
+            "shakespeare). imdb: a folder with train.jsonl and test.jsonl (default: from the hub). ListOps is generated"
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="run folder to make; default: runs/RECIPE-N")] = None,

@@ -74,7 +74,7 @@ def test_files_that_hold_no_text_are_refused(tmp_path, content, complaint):
 
 
 def test_missing_data_and_empty_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="shakespeare, wikitext-2, wikitext-103"):
+    with pytest.raises(ValueError, match="shakespeare, imdb, wikitext-2, wikitext-103"):
         load_corpus(str(tmp_path / "absent.txt"))
     with pytest.raises(ValueError, match="no text files"):
         load_corpus(str(tmp_path))

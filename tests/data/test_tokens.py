@@ -56,6 +56,13 @@ def test_windows_predict_every_token_but_the_first_exactly_once(count, length):
     assert count - 1 - len(predicted) < length - 1
 
 
+def test_fewer_windows_are_spread_over_the_text():
+    tokens = np.arange(101, dtype=np.uint16)
+    windows = TokenWindows(tokens, 11, count=3)
+    assert [windows[index]["labels"][0].item() for index in range(len(windows))] == [0, 30, 60]
+    assert len(TokenWindows(tokens, 11, count=40)) == 10
+
+
 def test_a_window_of_one_token_predicts_nothing_and_is_refused():
     with pytest.raises(ValueError, match="at least two"):
         TokenWindows(np.arange(5), 1)

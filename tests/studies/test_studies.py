@@ -55,6 +55,7 @@ def made_up(study: Study, loss_of) -> dict:
             "perplexity": 10.0 + run.seed,
             "bits_per_byte": 2.0,
             "accuracy": None,
+            "steps": run.plan.steps,
             "flops": {"attention_ratio": 0.5, "total_ratio": 0.9, "executed_ratio": 0.91},
             "parameters": 1000,
         }
@@ -87,6 +88,32 @@ def test_the_table_takes_the_rate_of_the_lowest_validation_loss_and_spreads_over
     page = markdown(study, table)
     assert "| full attention | 0.01 | 10.500 ± 0.707 | 2.000 ± 0.000 | 0.500 ± 0.000 |" in page
     assert "seeds 0, 1" in page
+
+
+def test_an_arm_of_fewer_steps_has_fewer_training_flops(study):
+    study = replace(study, arms=(*study.arms, Arm("short", "full_attention", steps=4)))
+    results = made_up(study, lambda run: 1 / run.learning_rate)
+    assert [run.plan.steps for run in study.search()] == [8, 8, 8, 8, 4, 4]
+    assert [row["training_flops"]["mean"] for row in rows(study, results)] == pytest.approx([0.91, 0.91, 0.455])
+
+
+def test_a_rate_that_diverged_is_not_chosen(study):
+    results = made_up(study, lambda run: 1 / run.learning_rate)
+    for name in [name for name in results if "lr0.01" in name]:
+        results[name] = {"diverged": "at step 3"}
+    assert set(study.best_rates(results).values()) == {1e-3}
+    with pytest.raises(ValueError, match="'random' diverged at every learning rate"):
+        study.best_rates(results | {"random_lr0.001_seed0": {"diverged": "at step 1"}})
+
+
+def test_a_run_that_diverges_is_a_result(study, places):
+    study = replace(study, arms=study.arms[:1], learning_rates=(1e-3, 1e30), seeds=(0,))
+    results = run_study(study, places, processes=2)
+    assert (
+        "training diverged at step 3 with a learning rate of up to 1e+30"
+        in results["full-attention_lr1e+30_seed0"]["diverged"]
+    )
+    assert rows(study, results)[0]["learning_rate"] == 1e-3
 
 
 def test_a_study_runs_to_its_table_and_is_not_run_again(study, places):
@@ -146,6 +173,10 @@ def test_results_of_other_code_data_or_study_are_not_added_to(study, places, eng
     with pytest.raises(ValueError, match="results of other study and code"):
         run_study(study, places, 1)
     changed = tmp_path / "changed.txt"
+    changed.write_text(english.read_text())
+    moved = replace(study, plan=replace(study.plan, data=str(changed)))
+    with pytest.raises(ValueError, match="results of other study and code:"):
+        run_study(moved, places, 1)
     changed.write_text(english.read_text() * 2)
     with pytest.raises(ValueError, match="code and data"):
         run_study(replace(study, plan=replace(study.plan, data=str(changed))), places, 1)

@@ -1,7 +1,7 @@
 """Text to train and test on, split by document.
 
-A corpus is named ("shakespeare", "wikitext-2", "wikitext-103") or given as a path to a text file or to a folder of
-text files.
+A corpus is named ("shakespeare", "imdb", "wikitext-2", "wikitext-103") or given as a path to a text file or to a
+folder of text files.
 """
 
 import hashlib
@@ -38,13 +38,15 @@ def load_corpus(source: str) -> Corpus:
     if source in ("wikitext-2", "wikitext-103"):
         return Corpus(source, _wikitext(source))
     path = Path(source)
+    if source == "imdb" or (path.is_dir() and any(path.glob("*.jsonl*"))):
+        return Corpus(source, imdb_texts(source))
     if path.is_dir():
         return Corpus(source, _folder(path))
     if path.is_file():
         return Corpus(source, _split_text(read_text(path), path))
     raise ValueError(
         f"no data at {source!r}: give a text file, a folder of text files, or one of "
-        "shakespeare, wikitext-2, wikitext-103"
+        "shakespeare, imdb, wikitext-2, wikitext-103"
     )
 
 
@@ -89,8 +91,6 @@ def _wikitext(name: str) -> dict[str, list[str]]:
 
 
 def _folder(path: Path) -> dict[str, list[str]]:
-    if any(path.glob("*.jsonl*")):
-        return imdb_texts(path)
     files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"no text files in {path} (looked for {', '.join(sorted(_SUFFIXES))})")

@@ -29,7 +29,11 @@ def load_imdb(source: str) -> Reviews:
 
     Raises ValueError for a missing or damaged file, and when the hub cannot be reached.
     """
-    labelled = _from_hub() if source == "imdb" else {name: _read(Path(source), name) for name in ("train", "test")}
+    labelled = (
+        _from_hub("train", "test")
+        if source == "imdb"
+        else {name: _read(Path(source), name) for name in ("train", "test")}
+    )
     splits: dict[str, list[tuple[str, int]]] = {"train": [], "validation": [], "test": []}
     for name, reviews in labelled.items():
         for text, label in reviews:
@@ -42,18 +46,18 @@ def load_imdb(source: str) -> Reviews:
     )
 
 
-def imdb_texts(folder: Path) -> dict[str, list[str]]:
-    """The reviews of a folder as documents to model: labelled and unlabelled ones to train on, a tenth of the labelled
-    ones for validation."""
-    documents: dict[str, list[str]] = {
-        "train": [],
-        "validation": [],
-        "test": [text for text, _ in _read(folder, "test")],
-    }
-    for text, _ in _read(folder, "train"):
+def imdb_texts(source: str) -> dict[str, list[str]]:
+    """The reviews of a folder, or of the hub for the name "imdb", as documents to model: labelled and unlabelled ones
+    to train on, a tenth of the labelled ones for validation."""
+    if source == "imdb":
+        reviews = _from_hub("train", "test", "unsupervised")
+    else:
+        extra = ["unsupervised"] if _find(Path(source), "unsupervised") is not None else []
+        reviews = {name: _read(Path(source), name) for name in ("train", "test", *extra)}
+    documents: dict[str, list[str]] = {"train": [], "validation": [], "test": [text for text, _ in reviews["test"]]}
+    for text, _ in reviews["train"]:
         documents[_part(text)].append(text)
-    if _find(folder, "unsupervised") is not None:
-        documents["train"] += [text for text, _ in _read(folder, "unsupervised")]
+    documents["train"] += [text for text, _ in reviews.get("unsupervised", [])]
     return documents
 
 
@@ -77,6 +81,6 @@ def _read(folder: Path, name: str) -> list[tuple[str, int | None]]:
         raise ValueError(f"{path} is damaged or holds no reviews ({error})") from error
 
 
-def _from_hub() -> dict[str, list[tuple[str, int | None]]]:
+def _from_hub(*splits: str) -> dict[str, list[tuple[str, int | None]]]:
     loaded = from_hub("stanfordnlp/imdb", None, "--data FOLDER with train.jsonl and test.jsonl")
-    return {name: list(zip(loaded[name]["text"], loaded[name]["label"], strict=True)) for name in ("train", "test")}
+    return {name: list(zip(loaded[name]["text"], loaded[name]["label"], strict=True)) for name in splits}

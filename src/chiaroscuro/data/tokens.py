@@ -61,9 +61,12 @@ def _ids(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[n
 
 class TokenWindows(Dataset[dict[str, Tensor]]):
     """Windows of T tokens, each beginning with the last token of the one before, so that every token but the first of
-    the text is predicted exactly once. Raises ValueError when the text does not fill one window."""
+    the text is predicted exactly once. With `count`, at most that many of them, spread evenly over the text.
 
-    def __init__(self, tokens: np.ndarray, length: int):
+    Raises ValueError when the text does not fill one window.
+    """
+
+    def __init__(self, tokens: np.ndarray, length: int, count: int | None = None):
         if length < 2:
             raise ValueError(f"a window needs at least two tokens, got {length}")
         if len(tokens) < length:
@@ -73,12 +76,14 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
             )
         self.tokens = tokens
         self.length = length
+        self.available = (len(tokens) - 1) // (length - 1)
+        self.count = self.available if count is None else min(count, self.available)
 
     def __len__(self) -> int:
-        return (len(self.tokens) - 1) // (self.length - 1)
+        return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        start = index * (self.length - 1)
+        start = index * self.available // self.count * (self.length - 1)
         ids = torch.from_numpy(self.tokens[start : start + self.length].astype(np.int64))
         return {"input_ids": ids, "labels": ids}
 

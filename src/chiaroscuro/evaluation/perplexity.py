@@ -89,5 +89,5 @@ def unigram_perplexity(train: np.ndarray, windows: TokenWindows, vocab_size: int
     what a model knows that looks at no context."""
     counts = np.bincount(train, minlength=vocab_size) + 1
     nats_per_id = -np.log(counts / counts.sum())
-    last = len(windows) * (windows.length - 1)
-    return float(np.exp(nats_per_id[windows.tokens[1 : last + 1]].mean()))
+    predicted = np.concatenate([windows[index]["input_ids"][1:].numpy() for index in range(len(windows))])
+    return float(np.exp(nats_per_id[predicted].mean()))

@@ -1,6 +1,7 @@
 """Pure functions on tensors: transforms, entropy, kernel mixing and attention of chosen queries. Imports torch only."""
 
 from chiaroscuro.ops.attention import chosen_attention
+from chiaroscuro.ops.checks import NotFinite
 from chiaroscuro.ops.chosen import Chosen
 from chiaroscuro.ops.dct import dct, idct
 from chiaroscuro.ops.entropy import noise_entropy, spectral_entropy, spectrum_entropy
@@ -9,6 +10,7 @@ from chiaroscuro.ops.rope import rotary_tables, rotate
 
 __all__ = [
     "Chosen",
+    "NotFinite",
     "chosen_attention",
     "dct",
     "idct",

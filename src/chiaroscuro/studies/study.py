@@ -9,11 +9,12 @@ from chiaroscuro.training import TrainingPlan
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: a recipe, and the fields in which it differs from it."""
+    """One row of the table: a recipe, the fields in which it differs from it, and its steps if not the plan's."""
 
     name: str
     recipe: str
     fields: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,17 @@ class Study:
         return [self._run(arm, best[arm.name], seed) for arm in self.arms for seed in self.seeds[1:]]
 
     def best_rates(self, results: dict[str, dict[str, Any]]) -> dict[str, float]:
-        """Per arm the learning rate of the lowest validation loss, of the results by name of run."""
+        """Per arm the learning rate of the lowest validation loss, of the results by name of run.
+
+        A run that diverged is never the best; raises ValueError for an arm all of whose runs did.
+        """
         best = {}
         for arm in self.arms:
             tried = [self._run(arm, rate, self.seeds[0]) for rate in self.learning_rates]
-            best[arm.name] = min(tried, key=lambda run: results[run.name]["validation"]["loss"]).learning_rate
+            finished = [run for run in tried if "diverged" not in results[run.name]]
+            if not finished:
+                raise ValueError(f"study {self.name!r}: {arm.name!r} diverged at every learning rate")
+            best[arm.name] = min(finished, key=lambda run: results[run.name]["validation"]["loss"]).learning_rate
         return best
 
     def _run(self, arm: Arm, learning_rate: float, seed: int) -> StudyRun:
@@ -67,6 +74,7 @@ class Study:
             self.plan,
             recipe=arm.recipe,
             fields=self.plan.fields | arm.fields,
+            steps=arm.steps or self.plan.steps,
             learning_rate=learning_rate,
             seed=seed,
         )

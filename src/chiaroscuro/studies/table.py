@@ -6,6 +6,8 @@ from typing import Any
 from chiaroscuro.studies.study import Study
 
 Row = dict[str, Any]
+RATIOS = ("attention_ratio", "total_ratio", "executed_ratio")
+FLOPS = (*RATIOS, "training_flops")
 
 
 def best_runs(study: Study, results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -16,7 +18,8 @@ def best_runs(study: Study, results: dict[str, dict[str, Any]]) -> dict[str, lis
 
 
 def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
-    """Per arm: the best learning rate, the measures of the test split and the FLOPs ratios, each as mean and deviation.
+    """Per arm: the best learning rate, the measures of the test split, the FLOPs ratios, and the FLOPs executed in
+    training to those of full attention over the plan's steps, each as mean and deviation.
 
     Times are left out: they depend on what else the machine was doing.
     """
@@ -27,8 +30,10 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
         for measure in ("perplexity", "bits_per_byte", "accuracy"):
             if own[0][measure] is not None:
                 row[measure] = _spread([result[measure] for result in own])
-        for ratio in ("attention_ratio", "total_ratio", "executed_ratio"):
+        for ratio in RATIOS:
             row[ratio] = _spread([result["flops"][ratio] for result in own])
+        trained = [result["flops"]["executed_ratio"] * result["steps"] / study.plan.steps for result in own]
+        row["training_flops"] = _spread(trained)
         row["parameters"] = own[0]["parameters"]
         table.append(row)
     return table
@@ -38,7 +43,7 @@ def markdown(study: Study, table: list[Row]) -> str:
     """The table as a page, with what is needed to read it."""
     measures = [name for name in ("perplexity", "bits_per_byte", "accuracy") if name in table[0]]
     head = ["arm", "learning rate", *(name.replace("_", " ") for name in measures)]
-    head += ["attention FLOPs", "all FLOPs planned", "all FLOPs executed", "parameters"]
+    head += ["attention FLOPs", "all FLOPs planned", "all FLOPs executed", "training FLOPs", "parameters"]
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     lines = [
         f"# {study.name}",
@@ -46,14 +51,15 @@ def markdown(study: Study, table: list[Row]) -> str:
         study.question,
         "",
         f"Test split; mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}. The learning rate of "
-        f"each arm is chosen on the validation split among {rates}. FLOPs: to the same-size full attention.",
+        f"each arm is chosen on the validation split among {rates}. FLOPs: to the same-size full attention; those of "
+        "training: to its whole training.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
     ]
     for row in table:
         cells = [row["arm"], f"{row['learning_rate']:g}", *(_shown(row[name], 3) for name in measures)]
-        cells += [_shown(row[name], 3) for name in ("attention_ratio", "total_ratio", "executed_ratio")]
+        cells += [_shown(row[name], 3) for name in FLOPS]
         lines.append("| " + " | ".join([*cells, f"{row['parameters']:,}"]) + " |")
     return "\n".join(lines) + "\n"
 

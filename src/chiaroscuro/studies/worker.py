@@ -2,23 +2,27 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
-from chiaroscuro.training import TrainingPlan, prepare, read_json, train, write_json
+from chiaroscuro.training import Diverged, TrainingPlan, prepare, read_json, train, write_json
 
 CURVE = ("step", "loss", "routing", "utilisation_entropy")
 
 
 def run(plan_file: Path, folder: Path, result_file: Path) -> None:
     """Train by the plan in `folder`, going on from a checkpoint if there is one, and write the result with the
-    curve."""
+    curve. That a run diverged is a result too."""
     logging.set_verbosity_error()
     plan = TrainingPlan(**read_json(plan_file))
     resume = folder.exists()
-    results = train(plan, prepare(plan), folder, resume)
+    try:
+        results = train(plan, prepare(plan), folder, resume)
+    except Diverged as error:
+        results = {"diverged": str(error), "plan": asdict(plan)}
     write_json(result_file, results | {"curve": curve(folder / "metrics.jsonl")})
 
 

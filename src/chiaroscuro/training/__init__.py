@@ -5,8 +5,10 @@ from chiaroscuro.training.folder import Run, load_run, new_run_folder, read_json
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.run import train
 from chiaroscuro.training.task import Task, prepare
+from chiaroscuro.training.trainer import Diverged
 
 __all__ = [
+    "Diverged",
     "Run",
     "Task",
     "TrainingPlan",

@@ -19,6 +19,8 @@ class TrainingPlan:
     tokenizer: a folder with one, or None to train a byte-level BPE of `vocab_size` entries on the training text.
     steps: optimiser steps of `batch_size` windows of `seq_len` tokens. The learning rate rises over `warmup_steps`,
         then falls by a cosine to a hundredth.
+    eval_tokens: about how many tokens of each held-out split a language model is measured on, spread evenly over it;
+        None for all.
     calibrate_every: steps between two calibrations of the thresholds on validation text.
     save_every: steps between checkpoints, None for none.
     fields: fields of `ChiarConfig` that differ from the recipe's.
@@ -36,6 +38,7 @@ class TrainingPlan:
     learning_rate: float = 2e-3
     warmup_steps: int = 40
     weight_decay: float = 0.01
+    eval_tokens: int | None = None
     calibrate_every: int = 20
     save_every: int | None = None
     fields: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
@@ -45,8 +48,9 @@ class TrainingPlan:
         for name in ("vocab_size", "steps", "batch_size", "calibrate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.save_every is not None and self.save_every < 1:
-            raise ValueError(f"save_every must be at least 1, got {self.save_every}")
+        for name in ("save_every", "eval_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seq_len < 2:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
         if self.learning_rate <= 0:

@@ -44,7 +44,9 @@ class Task(ABC):
 
     def __init__(self, plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, tokens: dict[str, np.ndarray]):
         self.tokenizer = tokenizer
-        self.windows = {split: TokenWindows(tokens[split], plan.seq_len) for split in SPLITS}
+        held_out = None if plan.eval_tokens is None else -(-plan.eval_tokens // (plan.seq_len - 1))
+        counts = {"train": None, "validation": held_out, "test": held_out}
+        self.windows = {split: TokenWindows(tokens[split], plan.seq_len, counts[split]) for split in SPLITS}
         self.examples: dict[str, Dataset[dict[str, Tensor]]] = dict(self.windows)
 
     @abstractmethod

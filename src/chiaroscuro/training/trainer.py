@@ -12,12 +12,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from chiaroscuro.ops import NotFinite
 from chiaroscuro.routing import ThresholdRouter, calibrate, utilisation, utilisation_entropy
+
+
+class Diverged(ValueError):
+    """Training left the finite numbers."""
 
 
 class RoutingTrainer(Trainer):
     """Adds to every log, per layer with a choice, the mean share of each operator and the utilisation entropy since
-    the last one, in nats."""
+    the last one, in nats. Raises Diverged when the loss is no longer finite."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -31,11 +36,22 @@ class RoutingTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         inputs = {**inputs, "output_routing": True, "use_cache": False}
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        try:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        except NotFinite as error:
+            raise self._diverged() from error
+        if not torch.isfinite(loss):
+            raise self._diverged()
         for trace in outputs.routing if model.training else ():
             _, shares = self._shares.setdefault(str(trace.layer), (trace.operators, []))
             shares.append(utilisation(trace.gates.detach().float()))
         return (loss, outputs) if return_outputs else loss
+
+    def _diverged(self) -> Diverged:
+        return Diverged(
+            f"training diverged at step {self.state.global_step + 1} with a learning rate of up to "
+            f"{self.args.learning_rate:g}: use a smaller one"
+        )
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         means = {
