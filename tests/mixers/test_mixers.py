@@ -23,7 +23,7 @@ from chiaroscuro.mixers import (
     mixer_class,
     register_mixer,
 )
-from chiaroscuro.ops import Chosen, dct, rbf_kernel, rbf_mix, rotary_tables
+from chiaroscuro.ops import Chosen, dct, rbf_features, rbf_kernel, rbf_mix, reference, rotary_tables
 
 # The operator "shift" that the documents show how to add, as they print it.
 PAGE = Path(__file__).parent.parent.parent / "docs" / "operators.md"
@@ -185,13 +185,37 @@ def test_operators_that_are_not_causal_see_both_ways(name):
     torch.testing.assert_close(mixer(x, Chosen(mask)), mixer(x)[mask], atol=1e-10, rtol=0)
 
 
-def test_attention_without_positions_by_definition():
-    mixer, x = build("attention"), tokens(2, 5)
-    q = mixer.query(x).view(2, 5, 2, D // 2).transpose(1, 2)
-    k, v = (part.view(2, 5, 2, D // 2).transpose(1, 2) for part in mixer.key_value(x).chunk(2, -1))
-    scores = (q @ k.mT / (D // 2) ** 0.5).masked_fill(~torch.ones(5, 5, dtype=torch.bool).tril(), float("-inf"))
-    expected = mixer.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 5, D))
+both_ways = pytest.mark.parametrize("causal", [True, False])
+
+
+@both_ways
+def test_attention_without_positions_by_definition(causal):
+    mixer, x = AttentionMixer(D, 2, causal=causal).double(), tokens(2, 5)
+    q, k, v = (part.unflatten(-1, (2, D // 2)) for part in (mixer.query(x), *mixer.key_value(x).chunk(2, -1)))
+    seen = [list(range(t + 1 if causal else 5)) for t in range(5)]
+    heads = [[reference.attention(q[b, :, n], k[b, :, n], v[b, :, n], seen) for n in range(2)] for b in range(2)]
+    expected = mixer.out(torch.stack([torch.cat(row, -1) for row in heads]))
     torch.testing.assert_close(mixer(x), expected, atol=1e-12, rtol=0)
+
+
+@both_ways
+def test_rbf_mixing_by_definition_of_its_kernel(causal):
+    """The kernel is that of the features, with one on its diagonal; more features make it the exact one."""
+    mixer, x = RBFMixer(D, 4096, causal).double(), 0.7 * tokens(2, 9)
+    phi = rbf_features(x, mixer.frequencies_FD, mixer.log_gamma.exp())
+    kernel = phi @ phi.mT
+    kernel = kernel + torch.diag_embed(1 - kernel.diagonal(dim1=1, dim2=2))
+    kernel = kernel.tril() if causal else kernel
+    torch.testing.assert_close(mixer(x), kernel @ mixer.value(x) / kernel.sum(-1, keepdim=True), atol=1e-12, rtol=0)
+    exact = torch.stack([reference.rbf_mix(x[b], mixer.value(x)[b], 1 / (2 * D), causal) for b in range(2)])
+    assert float((mixer(x) - exact).abs().mean().detach()) < 0.02 * float(exact.abs().mean().detach())
+
+
+def test_attention_alone_is_causal_under_every_implementation():
+    config = tiny_config()
+    config._attn_implementation = "eager"
+    mixer = AttentionMixer.from_config(config).double().eval()
+    assert not reach(mixer, tokens(1, 4))[0, :, 0].triu(1).any()
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

@@ -42,9 +42,11 @@ def test_no_logit_depends_on_later_tokens_or_other_rows(recipe, router, B, T, ke
 
 @every_recipe
 @every_router
-def test_changing_later_tokens_changes_no_earlier_logit(recipe, router):
+@every_keys
+def test_changing_later_tokens_changes_no_earlier_logit(recipe, router, keys):
     """Beyond the gradient: the choices themselves, which have none, stay the same."""
-    model, first, second = tiny_model(recipe, router=router), ids(2, 12), ids(2, 12, seed=1)
+    model = tiny_model(recipe, router=router, attention_keys=keys)
+    first, second = ids(2, 12), ids(2, 12, seed=1)
     second[:, :7] = first[:, :7]
     torch.testing.assert_close(model(second).logits[:, :7], model(first).logits[:, :7], atol=1e-12, rtol=0)
     second[0] = first[0]
@@ -96,6 +98,47 @@ def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(recipe, keys, cuts, pa
     assert cache.get_seq_length() == T
     valid = mask.bool()
     torch.testing.assert_close(torch.cat(pieces, 1)[valid], whole[valid], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator", "v2"])
+@every_router
+@every_keys
+def test_a_text_of_several_chunks_in_pieces_gives_the_logits_of_the_whole(recipe, router, keys):
+    """Longer than a chunk of the RBF's running sum and than a block of chosen queries; the second row padded."""
+    model, input_ids = tiny_model(recipe, router=router, attention_keys=keys), ids(2, 150)
+    mask = (torch.arange(150) >= torch.tensor([[0], [70]])).long()
+    whole = model(input_ids, attention_mask=mask).logits
+    cache, pieces, start = DynamicCache(config=model.config), [], 0
+    for size in (1, 64, 1, 1, 30, 53):
+        end = start + size
+        piece = model(input_ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache)
+        pieces.append(piece.logits)
+        start = end
+    torch.testing.assert_close(torch.cat(pieces, 1)[mask.bool()], whole[mask.bool()], atol=1e-10, rtol=0)
+    torch.testing.assert_close(model(input_ids[1:, 70:]).logits[0], whole[1, 70:], atol=1e-10, rtol=0)
+
+
+@routed_recipes
+@pytest.mark.parametrize("way", [{"prefill_chunk_size": 3}, {"cache_implementation": "offloaded"}])
+def test_other_ways_to_fill_the_cache_generate_the_same(recipe, way):
+    model, (input_ids, mask) = tiny_model(recipe), left_padded(2, 8)
+    arguments = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(input_ids=input_ids, use_cache=False, **arguments)
+    assert torch.equal(model.generate(input_ids=input_ids, **arguments, **way), expected)
+
+
+@routed_recipes
+def test_a_cache_can_be_emptied_and_its_rows_repeated_and_picked(recipe):
+    model, input_ids = tiny_model(recipe), ids(2, 6)
+    next_ids = ids(2, 7)[:, -1:]
+    whole = model(torch.cat((input_ids, next_ids), 1)).logits[:, -1:]
+    cache = model(ids(2, 9, seed=3), use_cache=True).past_key_values
+    cache.reset()
+    model(input_ids, past_key_values=cache)
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([3, 0]))
+    swapped = model(next_ids[[1, 0]], past_key_values=cache).logits
+    torch.testing.assert_close(swapped, whole[[1, 0]], atol=1e-10, rtol=0)
 
 
 @routed_recipes
@@ -232,6 +275,18 @@ def test_low_precision_stays_close_to_float32(recipe, dtype):
     low = model.to(dtype)(ids(2, 9)).logits
     assert low.dtype == dtype
     assert float((low.float() - full).abs().mean()) < 0.1 * float(full.abs().mean())
+
+
+@every_recipe
+@every_router
+def test_training_under_autocast_gives_finite_gradients_and_close_logits(recipe, router):
+    model = ChiarForCausalLM(tiny_config(recipe, router=router)).train()
+    full = model(ids(2, 9)).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(ids(2, 9), labels=ids(2, 9))
+    output.loss.backward()
+    assert float((output.logits.float() - full).abs().mean()) < 0.1 * float(full.abs().mean())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 def test_hidden_states_are_what_the_layers_are_given():

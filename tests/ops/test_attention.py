@@ -81,3 +81,12 @@ def test_what_does_not_fit_is_refused():
         chosen_attention(q, k, v, visible[:, 1:])
     with pytest.raises(ValueError, match="NaN or infinity"):
         chosen_attention(q * float("nan"), k, v, visible)
+
+
+@pytest.mark.parametrize("amiss", ["more visible than there are keys", "key mask of another length"])
+def test_counts_and_masks_that_do_not_fit_the_keys_are_refused(amiss):
+    q, k, v, visible = inputs(1, 1, 3, 3, 4)
+    valid = torch.ones(1, 2 if amiss.startswith("key mask") else 3, dtype=torch.bool)
+    visible[0, 2] = 3 if amiss.startswith("key mask") else 4
+    with pytest.raises(ValueError, match="do not fit together"):
+        chosen_attention(q, k, v, visible, valid)

@@ -136,3 +136,13 @@ def test_only_causal_mixing_can_go_on_and_nan_is_refused():
     for mix in (lambda: rbf_feature_mix(phi * float("nan"), v), lambda: rbf_mix(phi, v * float("nan"), 1.0)):
         with pytest.raises(ValueError, match="NaN or infinity"):
             mix()
+
+
+def test_the_running_sum_of_a_long_bfloat16_text_loses_nothing():
+    """In bfloat16 itself the normaliser, the sum's last column, would stop growing after some hundred tokens."""
+    x, v = torch.randn(1, 1500, 16).bfloat16(), torch.randn(1, 1500, 3).bfloat16()
+    phi, state = rbf_features(x, random_frequencies(8, 16), 1 / 32), None
+    for t in range(1500):
+        _, state = rbf_feature_mix(phi[:, t : t + 1], v[:, t : t + 1], before_BFU=state)
+    assert state.dtype == torch.float32
+    torch.testing.assert_close(state[0, :, -1].double(), phi.double().sum(1)[0], atol=0, rtol=1e-3)

@@ -77,6 +77,23 @@ def test_auto_is_sparse_wherever_each_token_goes_to_one_operator(router, sparse)
     assert tiny_model(router=router).model.layers[1].mixer.sparse == sparse
 
 
+@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator"])
+@pytest.mark.parametrize("router", HARD_ROUTERS)
+def test_the_models_here_send_tokens_to_every_operator(recipe, router):
+    """Without which comparing sparse with dense would compare nothing."""
+    for trace in tiny_model(recipe, router=router)(ids(3, 20), output_routing=True).routing:
+        assert min(trace.shares().values()) > 0.02, trace.shares()
+
+
+@pytest.mark.parametrize("router", ["hard", "learned", "soft"])
+@pytest.mark.parametrize("dispatch", ["auto", "dense"])
+def test_every_learned_router_of_a_model_gets_a_gradient(router, dispatch):
+    model = tiny_model("v1_three_operator", router=router, dispatch=dispatch)
+    model(ids(2, 9), labels=ids(2, 9)).loss.backward()
+    for layer in (1, 2):
+        assert model.model.layers[layer].mixer.router.linear.weight.grad.abs().max() > 0
+
+
 def test_sparse_dispatch_leaves_the_other_tokens_alone():
     """Each operator is shown as many rows as it has tokens, and no more."""
     mixer = RoutedMixer({"dct": DCTMixer(D), "attention": AttentionMixer(D, 2)}, ThresholdRouter(D, 2))

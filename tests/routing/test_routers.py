@@ -161,3 +161,11 @@ def test_the_regulariser_moves_gates_towards_even_use():
     logits = torch.tensor([2.0, 0.0], requires_grad=True)
     utilisation_entropy(logits.softmax(-1)).backward()
     assert logits.grad[0] < 0 < logits.grad[1]
+
+
+@pytest.mark.parametrize("name", ["hard", "learned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gate_of_the_chosen_operator_is_exactly_one(name, dtype):
+    router = router_class(name)(8, 2).to(dtype)
+    found = router(torch.randn(1, 2000, 8, dtype=dtype), torch.rand(1, 2000))
+    assert set(found.unique().tolist()) == {0.0, 1.0}

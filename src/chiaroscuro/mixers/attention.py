@@ -111,15 +111,22 @@ class AttentionMixer(Mixer):
         """Whether `context.attention_mask`, or its absence, says all there is to say about who sees whom."""
         if self.keys == "routed" and context.routed_BT is not None:
             return False
-        return context.attention_mask is not None or (usable_BK is None and (past == 0 or T == 1))
+        if context.attention_mask is not None:
+            return True
+        # Without a mask transformers' eager attention masks nothing, while the others take `is_causal` at its word.
+        causal_by_itself = T == 1 or (past == 0 and self._implementation != "eager")
+        return usable_BK is None and causal_by_itself
 
     def _interface(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        implementation = getattr(self.config, "_attn_implementation", None) or "sdpa"
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self._implementation, eager_attention_forward)
         out_BTNH, _ = attend(
             self, q, k, v, mask, dropout=self._dropout, scaling=self.head_dim**-0.5, is_causal=self.causal
         )
         return out_BTNH.transpose(1, 2)
+
+    @property
+    def _implementation(self) -> str:
+        return getattr(self.config, "_attn_implementation", None) or "sdpa"
 
     @property
     def _dropout(self) -> float:

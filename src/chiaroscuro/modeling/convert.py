@@ -8,6 +8,7 @@ coefficient twice (`entropy_dc_weight`).
 
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,33 @@ _NORMS_AND_FEED_FORWARD = {
 }
 
 
+_OUTSIDE_LAYERS = {
+    "token_emb.weight",
+    "lm_head.weight",
+    "norm.weight",
+    "norm.bias",
+    "meta_router.gate_proj.weight",
+    "meta_router.gate_proj.bias",
+}
+
+# What torch.load raises for a file that is cut off, is no checkpoint, or refers to what it does not hold.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
 def convert(checkpoint: Path) -> ChiarForCausalLM:
     """The model in `checkpoint`, in the dtype of its weights. Raises ValueError when it is not such a checkpoint."""
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{checkpoint} is not a readable checkpoint of the paper's code: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or "cfg" not in content:
         raise ValueError(
@@ -41,7 +64,7 @@ def convert(checkpoint: Path) -> ChiarForCausalLM:
         return _model(content["model"], content["cfg"])
     except KeyError as error:
         raise ValueError(f"{checkpoint} lacks the entry {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint} does not fit the model that its settings describe: {error}") from error
 
 
@@ -76,7 +99,8 @@ def _config(weights: dict[str, Tensor], settings: dict[str, Any]) -> ChiarConfig
 
 
 def _renamed(weights: dict[str, Tensor], config: ChiarConfig, settings: dict[str, Any]) -> dict[str, Tensor]:
-    dtype = weights["token_emb.weight"].dtype
+    if not torch.equal(weights.get("lm_head.weight", weights["token_emb.weight"]), weights["token_emb.weight"]):
+        raise ValueError("its output head is not tied to the embedding")
     renamed = {
         "model.embed_tokens.weight": weights["token_emb.weight"],
         "lm_head.weight": weights["token_emb.weight"],
@@ -88,11 +112,13 @@ def _renamed(weights: dict[str, Tensor], config: ChiarConfig, settings: dict[str
         renamed["model.meta_router.bias"] = weights["meta_router.gate_proj.bias"]
     for layer, operators in enumerate(config.layer_operators or ()):
         if len(operators) > 1:
-            thresholds = torch.tensor([settings["tau_low"], settings["tau_high"]], dtype=dtype)
+            thresholds = torch.tensor([settings["tau_low"], settings["tau_high"]])
             renamed[f"model.layers.{layer}.mixer.router.thresholds"] = thresholds
     for key, weight in weights.items():
         found = re.fullmatch(r"layers\.(\d+)\.(.+)", key)
         if found is None:
+            if key not in _OUTSIDE_LAYERS:
+                raise ValueError(f"the weight {key!r} has no place in the model")
             continue
         prefix, name = f"model.layers.{found[1]}.", found[2]
         if name == "dct_mix.w":

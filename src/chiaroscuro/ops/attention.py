@@ -31,10 +31,12 @@ def chosen_attention(
     """
     B, N, Q, H = q_BNQH.shape
     K = k_BNKH.shape[2]
-    if k_BNKH.shape != (B, N, K, H) or v_BNKH.shape != (B, N, K, H) or visible_BQ.shape != (B, Q):
+    valid_shape = (B, K) if key_valid_BK is None else tuple(key_valid_BK.shape)
+    shapes = [tuple(tensor.shape) for tensor in (k_BNKH, v_BNKH, visible_BQ)] + [valid_shape]
+    if shapes != [(B, N, K, H), (B, N, K, H), (B, Q), (B, K)]:
         raise ValueError(
-            f"chosen_attention: queries {tuple(q_BNQH.shape)}, keys {tuple(k_BNKH.shape)}, values "
-            f"{tuple(v_BNKH.shape)} and visible counts {tuple(visible_BQ.shape)} do not fit together"
+            f"chosen_attention: queries {tuple(q_BNQH.shape)}, keys {shapes[0]}, values {shapes[1]}, visible counts "
+            f"{shapes[2]} and key mask {shapes[3]} do not fit together"
         )
     require_finite("chosen_attention", q_BNQH, k_BNKH, v_BNKH)
     block = block_size(Q)
@@ -62,6 +64,8 @@ def _attend_block(
     q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None, dropout: float
 ) -> Tensor:
     end = int(visible_BQ.max())
+    if end > k.shape[2]:
+        raise ValueError(f"chosen_attention: {end} visible and {k.shape[2]} given keys do not fit together")
     if end == 0:
         return torch.zeros_like(q)
     mask_BQK = torch.arange(end, device=q.device) < visible_BQ[..., None]

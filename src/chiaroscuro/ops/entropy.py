@@ -17,8 +17,9 @@ def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
     """Entropy of the DCT power spectrum of each vector, divided by ln D so that it lies in [0, 1].
 
     x: (..., D). Returns (...) in the dtype of x. A zero vector, and a vector of one channel, have entropy 0.
-        Gradients are finite everywhere. `dc_weight` multiplies the energy of the constant coefficient: 1 by the
-        definition, 2 in checkpoints of the authors' code. Raises ValueError as `dct` does.
+        Gradients are finite everywhere, entries beyond 1e36 overflow. `dc_weight` multiplies the energy of the
+        constant coefficient: 1 by the definition, 2 in checkpoints of the authors' code. Raises ValueError as `dct`
+        does.
     """
     return spectrum_entropy(dct(x), dc_weight)
 

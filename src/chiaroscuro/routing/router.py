@@ -155,7 +155,7 @@ def straight_through(probability_BTO: Tensor, choice_BT: Tensor) -> Tensor:
     sparse dispatch does not compute, and a model must learn the same whichever way it is run.
     """
     chosen = one_hot(choice_BT, probability_BTO.shape[-1]).to(probability_BTO.dtype)
-    return chosen * (1 + probability_BTO - probability_BTO.detach())
+    return chosen * (1 + (probability_BTO - probability_BTO.detach()))
 
 
 class RandomRouter(Router):
