@@ -69,6 +69,17 @@ def test_route_shows_layers_and_writes_json_and_a_picture(call, run, tmp_path):
     assert routed["layers"][1]["operators"] == ["dct", "attention"]
 
 
+def test_tokens_writes_its_figures_and_a_picture(call, run, tmp_path):
+    code, out, _ = call("tokens", run, "--windows", 4, "--pairs", 2, "--out", tmp_path / "tokens")
+    assert code == 0
+    assert "open word" in out
+    assert "entropy, benefit: " in out
+    found = json.loads((tmp_path / "tokens" / "tokens.json").read_text())
+    assert found["tokens"] == 4 * 32
+    assert found["run"]["recipe"] == "chiar"
+    assert (tmp_path / "tokens" / "tokens.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_calibrate_sets_and_saves_thresholds(call, run, english):
     other = english.parent / "other.txt"
     other.write_text("0123456789 " * 3000)
@@ -147,7 +158,9 @@ def test_bad_input_is_told_in_one_line(call, run, english, tmp_path, monkeypatch
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "study", "eval", "generate", "route", "calibrate", "convert"])
+@pytest.mark.parametrize(
+    "command", ["train", "compare", "study", "eval", "generate", "route", "tokens", "calibrate", "convert"]
+)
 def test_help_ends_in_an_example_of_the_command(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0

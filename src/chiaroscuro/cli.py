@@ -216,6 +216,63 @@ def route(
         console.print(analysis.terminal(routed))
 
 
+@app.command(epilog="Example: chiaroscuro tokens runs/mine --out results/tokens/mine")
+def tokens(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="another text than the run's own")] = None,
+    windows: Annotated[int, typer.Option(min=2, help="windows of the test text to look at")] = 64,
+    pairs: Annotated[int, typer.Option(min=2, help="pairs of interventions per layer")] = 8,
+    out: Annotated[Path | None, typer.Option(help="write tokens.json and tokens.png into this folder")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which tokens get attention, by word class and frequency, and whether it is those that it helps."""
+    from rich.progress import track
+    from transformers import set_seed
+
+    from chiaroscuro import ChiarForCausalLM, analysis
+    from chiaroscuro.training import LanguageModelling, versions, write_json
+
+    loaded = load(run)
+    task = task_of(loaded, data)
+    if not isinstance(loaded.model, ChiarForCausalLM) or not isinstance(task, LanguageModelling):
+        raise ValueError(f"{run} holds a classifier; tokens needs a language model")
+    test = task.windows["test"]
+    spread = range(0, len(test), max(1, len(test) // windows))[:windows]
+    set_seed(loaded.results.get("seed", 0))
+    found = analysis.study_tokens(
+        loaded.model,
+        task.build(loaded.model.config).eval(),
+        analysis.sample(test.batch(spread), loaded.tokenizer, task.tokens["train"]),
+        task.calibration_text(),
+        pairs,
+        progress=lambda layers: track(layers, "forcing layers", transient=True, disable=as_json),
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "tokens.json", {"run": loaded.results, "versions": versions()} | found)
+        analysis.draw_tokens(found, out / "tokens.png")
+    if as_json:
+        console.print_json(data=found)
+        return
+    for layer, figures in found["layers"].items():
+        table = Table("", *(key.replace("_", " ") for key in TOKEN_MEASURES), title=f"layer {int(layer) + 1}")
+        for name, group in figures["by_class"].items():
+            table.add_row(name, *(form.format(group[key]) for key, form in TOKEN_MEASURES.items()))
+        console.print(table)
+        for name, figure in (figures["rank_correlation"] | figures["benefit"]).items():
+            print(f"{name.replace('_', ' ')}: {figure['value']:+.4f} ± {figure['error']:.4f}")
+
+
+TOKEN_MEASURES = {
+    "tokens": "{:,}",
+    "entropy_before": "{:.4f}",
+    "entropy": "{:.4f}",
+    "attention": "{:.2f}",
+    "loss": "{:.2f}",
+    "benefit": "{:+.3f}",
+}
+
+
 @app.command(epilog="Example: chiaroscuro calibrate runs/mine --data other.txt")
 def calibrate(
     run: RunFolder,

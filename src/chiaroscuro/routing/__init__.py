@@ -3,6 +3,7 @@
 from chiaroscuro.routing.calibration import Calibration, calibrate, noise_thresholds
 from chiaroscuro.routing.collapse import starving, utilisation, utilisation_entropy
 from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatch
+from chiaroscuro.routing.force import forced
 from chiaroscuro.routing.meta import MetaRouter
 from chiaroscuro.routing.router import ROUTERS, Router, ThresholdRouter, check_thresholds, router_class
 
@@ -18,6 +19,7 @@ __all__ = [
     "calibrate",
     "check_thresholds",
     "dispatch",
+    "forced",
     "noise_thresholds",
     "router_class",
     "starving",

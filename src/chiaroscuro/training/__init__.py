@@ -1,14 +1,15 @@
 """Training runs and the folders they leave."""
 
 from chiaroscuro.training.compare import compare
-from chiaroscuro.training.folder import Run, load_run, new_run_folder, read_json, write_json
+from chiaroscuro.training.folder import Run, load_run, new_run_folder, read_json, versions, write_json
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.run import train
-from chiaroscuro.training.task import Task, prepare
+from chiaroscuro.training.task import LanguageModelling, Task, prepare
 from chiaroscuro.training.trainer import Diverged
 
 __all__ = [
     "Diverged",
+    "LanguageModelling",
     "Run",
     "Task",
     "TrainingPlan",
@@ -18,5 +19,6 @@ __all__ = [
     "prepare",
     "read_json",
     "train",
+    "versions",
     "write_json",
 ]
