@@ -79,6 +79,11 @@ def train(
     layers: Layers = 4,
     heads: Heads = 4,
     seed: Seed = 0,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK[=DATA]", help="add a batch of this task at a quarter of the steps; may be repeated"),
+    ] = None,
+    eval_tokens: Annotated[int | None, typer.Option(help="held-out tokens to measure on; default: all")] = None,
     save_every: Annotated[int | None, typer.Option(help="steps between checkpoints; default: none")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the last checkpoint in --out")] = False,
     as_json: AsJson = False,
@@ -100,6 +105,8 @@ def train(
         seq_len=seq_len,
         learning_rate=lr,
         warmup_steps=max(1, steps // 10),
+        eval_tokens=eval_tokens,
+        mixed={name: source or name for name, _, source in (each.partition("=") for each in mix or ())},
         save_every=save_every,
         fields={"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads},
     )
@@ -408,6 +415,8 @@ def show_columns(title: str, columns: dict[str, dict[str, Any]]) -> None:
     """Reports side by side, with the rows that any of them has."""
     table = Table("", *columns, title=title or None)
     flat = [report | report.get("flops", {}) for report in columns.values()]
+    for task in sorted({task for report in flat for task in report.get("tasks") or ()}):
+        table.add_row(f"accuracy, {task}", *(f"{report['tasks'][task]:.2%}" for report in flat))
     for key, (label, form) in ROWS.items():
         if any(report.get(key) is not None for report in flat):
             table.add_row(label, *(form.format(report[key]) if report.get(key) is not None else "" for report in flat))

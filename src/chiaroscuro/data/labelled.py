@@ -6,7 +6,6 @@ Shapes: T tokens of a sequence.
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from chiaroscuro.data.corpus import SPLITS, Corpus
 from chiaroscuro.data.imdb import load_imdb
 from chiaroscuro.data.listops import SYMBOLS, flat_expression, nested_expression, value
-from chiaroscuro.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer, wrap
+from chiaroscuro.data.tokenizer import END_OF_TEXT, train_tokenizer, wrap
 from chiaroscuro.data.tokens import cached_array, encode
 
 TASKS = ("imdb", "listops", "listops_flat")
@@ -37,20 +36,23 @@ class LabelledData:
     num_labels: int
 
 
-def load_labelled(task: str, source: str, tokenizer: Path | None = None, vocab_size: int = 8192) -> LabelledData:
-    """The data of a task. For "imdb" `source` is a folder or the hub's "imdb", and the text is encoded with
-    `tokenizer` or with one of `vocab_size` entries trained on it; the ListOps tasks are generated and have symbols of
-    their own.
+def load_labelled(
+    task: str, source: str, tokenizer: PreTrainedTokenizerFast | None = None, vocab_size: int = 8192
+) -> LabelledData:
+    """The data of a task, encoded with `tokenizer`. For "imdb" `source` is a folder or the hub's "imdb", and without a
+    tokenizer one of `vocab_size` entries is trained on it; the ListOps tasks are generated and have symbols of their
+    own.
 
     Raises ValueError for an unknown task and for data that cannot be read.
     """
     if task == "imdb":
         reviews = load_imdb(source)
-        chosen = load_tokenizer(tokenizer) if tokenizer else train_tokenizer(reviews.texts["train"], vocab_size)
+        chosen = tokenizer or train_tokenizer(reviews.texts["train"], vocab_size)
         labels = {split: np.array(labels) for split, labels in reviews.labels.items()}
         return LabelledData(chosen, encode(Corpus(source, reviews.texts), chosen), labels, 2)
     if task in ("listops", "listops_flat"):
-        return generate_listops(task, LISTOPS_SIZES)
+        data = generate_listops(task, LISTOPS_SIZES)
+        return data if tokenizer is None else _in_words(data, tokenizer)
     raise ValueError(f"unknown task {task!r}; known tasks: lm, {', '.join(TASKS)}")
 
 
@@ -62,6 +64,17 @@ def generate_listops(task: str, sizes: dict[str, int], seed: int = 0) -> Labelle
         tokens[split] = cached_array(key, partial(_expressions, task, sizes[split], f"{seed} {split}"))
         labels[split] = cached_array(key[::-1], partial(_values, tokens[split]))
     return LabelledData(_symbol_tokenizer(), tokens, labels, 10)
+
+
+def _in_words(data: LabelledData, tokenizer: PreTrainedTokenizerFast) -> LabelledData:
+    """The expressions written out, symbols parted by spaces, and encoded as text."""
+    if tokenizer.get_vocab() == data.tokenizer.get_vocab():
+        return data
+    texts = {}
+    for split, tokens in data.tokens.items():
+        rows = np.split(tokens, np.flatnonzero(tokens == len(SYMBOLS)) + 1)[:-1]
+        texts[split] = [" ".join(SYMBOLS[index] for index in row[:-1]) for row in rows]
+    return LabelledData(tokenizer, encode(Corpus("listops", texts), tokenizer), data.labels, data.num_labels)
 
 
 def _expressions(task: str, count: int, seed: str) -> np.ndarray:

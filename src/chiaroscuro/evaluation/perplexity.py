@@ -23,7 +23,8 @@ class Evaluation:
 
     loss: nats per token, or per sequence for a classifier. tokens: how many were predicted, or read by a classifier.
     routing: per layer with a choice, the share of the tokens that went to each operator. perplexity, and bits_per_byte
-    of the text behind the predicted tokens: of a language model. accuracy: of a classifier.
+    of the text behind the predicted tokens: of a language model. accuracy: of a classifier. tasks: the accuracy of each
+    further task of a language model trained on several.
     """
 
     loss: float
@@ -32,6 +33,7 @@ class Evaluation:
     perplexity: float | None = None
     bits_per_byte: float | None = None
     accuracy: float | None = None
+    tasks: dict[str, float] | None = None
 
 
 class ShareCounter:

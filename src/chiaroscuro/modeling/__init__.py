@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from chiaroscuro.modeling.configuration import ChiarConfig
-from chiaroscuro.modeling.heads import ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro.modeling.heads import ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification
 from chiaroscuro.modeling.layer import RoutingTrace
 from chiaroscuro.modeling.model import ChiarModel
 from chiaroscuro.modeling.recipes import RECIPES
@@ -17,6 +17,7 @@ __all__ = [
     "RECIPES",
     "ChiarConfig",
     "ChiarForCausalLM",
+    "ChiarForMixedTasks",
     "ChiarForSequenceClassification",
     "ChiarModel",
     "RoutingTrace",

@@ -45,6 +45,7 @@ class ChiarConfig(PreTrainedConfig):
     feed_forward: one network per layer, or one per operator of the layer.
     dct_filter_start: initial value of the spectral filter; 1 is the identity.
     entropy_dc_weight: see `chiaroscuro.ops.spectral_entropy`; 2 in converted checkpoints of the authors' code.
+    task_labels: per task the number of labels of its head (`ChiarForMixedTasks`).
     collapse_weight: lambda of the collapse regulariser (`chiaroscuro.routing.utilisation_entropy`).
     """
 
@@ -74,6 +75,7 @@ class ChiarConfig(PreTrainedConfig):
     rbf_features: int = 64
     entropy_dc_weight: float = 1.0
     collapse_weight: float = 0.0
+    task_labels: dict[str, int] | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
     layer_norm_eps: float = 1e-5

@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, D model channels, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class ChiarClassifierOutput(SequenceClassifierOutputWithPast):
 class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
     """A causal language model; the head shares its weight with the embedding."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^classifiers\."]  # those of a `ChiarForMixedTasks`
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: ChiarConfig):
@@ -102,8 +103,23 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
         return self.model.flops(batch_size, seq_len, routing) + Flops(head=head)
 
 
-class ChiarForSequenceClassification(ChiarPreTrainedModel):
+class ClassificationHead(nn.Sequential):
     """The mean of the tokens that are not padding, then linear, GELU, dropout, linear (paper, section 2)."""
+
+    def __init__(self, config: ChiarConfig, num_labels: int):
+        D = config.hidden_size
+        super().__init__(nn.Linear(D, D), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(D, num_labels))
+
+    def forward(self, hidden_BTD: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits (B, num_labels)."""
+        weight_BT1 = hidden_BTD.new_ones((*hidden_BTD.shape[:2], 1))
+        if attention_mask is not None:
+            weight_BT1 = attention_mask[:, -hidden_BTD.shape[1] :, None].to(hidden_BTD.dtype)
+        return super().forward((hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1.0))
+
+
+class ChiarForSequenceClassification(ChiarPreTrainedModel):
+    """The body with a `ClassificationHead`."""
 
     accepts_loss_kwargs = False  # the loss is a mean over this batch, which the Trainer divides when it accumulates
 
@@ -112,12 +128,7 @@ class ChiarForSequenceClassification(ChiarPreTrainedModel):
         assert config.num_labels is not None
         self.num_labels: int = config.num_labels
         self.model = ChiarModel(config)
-        self.classifier = nn.Sequential(
-            nn.Linear(config.hidden_size, config.hidden_size),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.hidden_size, self.num_labels),
-        )
+        self.classifier = ClassificationHead(config, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -146,11 +157,7 @@ class ChiarForSequenceClassification(ChiarPreTrainedModel):
         )
         hidden_BTD = outputs.last_hidden_state
         assert hidden_BTD is not None
-        weight_BT1 = hidden_BTD.new_ones((*hidden_BTD.shape[:2], 1))
-        if attention_mask is not None:
-            weight_BT1 = attention_mask[:, -hidden_BTD.shape[1] :, None].to(hidden_BTD.dtype)
-        pooled = (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1.0)
-        logits = self.classifier(pooled)
+        logits = self.classifier(hidden_BTD, attention_mask)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
@@ -168,6 +175,31 @@ class ChiarForSequenceClassification(ChiarPreTrainedModel):
         """`ChiarModel.flops`, with the head."""
         D = self.config.hidden_size
         return self.model.flops(batch_size, seq_len, routing) + Flops(head=2.0 * batch_size * D * (D + self.num_labels))
+
+
+class ChiarForMixedTasks(ChiarForCausalLM):
+    """A language model whose body also carries a classification head for each of `config.task_labels` (paper, mixed
+    training)."""
+
+    def __init__(self, config: ChiarConfig):
+        super().__init__(config)
+        self.classifiers = nn.ModuleDict(
+            {task: ClassificationHead(config, labels) for task, labels in (config.task_labels or {}).items()}
+        )
+        self.post_init()
+
+    def classifier(self, task: str) -> ChiarForSequenceClassification:
+        """The body with the head of `task`, as a classifier of its own that shares these weights. Raises ValueError for
+        a task without a head."""
+        if task not in self.classifiers:
+            raise ValueError(f"no head for task {task!r}; heads: {', '.join(self.classifiers) or 'none'}")
+        assert self.config.task_labels is not None
+        fields = self.config.to_dict() | {"num_labels": self.config.task_labels[task], "task_labels": None}
+        with torch.device("meta"):
+            found = ChiarForSequenceClassification(ChiarConfig(**fields))
+        found.model = self.model
+        found.classifier = cast(ClassificationHead, self.classifiers[task])
+        return found.train(self.training)
 
 
 def collapse_penalty(config: ChiarConfig, routing: tuple[RoutingTrace, ...] | None) -> float | Tensor:

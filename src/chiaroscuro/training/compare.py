@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from chiaroscuro.training.folder import new_run_folder, write_json
+from chiaroscuro.training.mixed import prepare
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.run import train
-from chiaroscuro.training.task import prepare
 
 
 def compare(plan: TrainingPlan, against: str, out: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 import chiaroscuro
 from chiaroscuro.data import load_tokenizer
-from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro.modeling import ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification
 
 RESULTS, METRICS, PLAN, CHECKPOINTS = "results.json", "metrics.jsonl", "plan.json", "checkpoints"
 
@@ -52,7 +52,7 @@ def load_run(folder: Path) -> Run:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a run folder: {name} is missing")
     architectures = read_json(folder / "config.json").get("architectures") or ["ChiarForCausalLM"]
-    known = {cls.__name__: cls for cls in (ChiarForCausalLM, ChiarForSequenceClassification)}
+    known = {cls.__name__: cls for cls in (ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification)}
     if architectures[0] not in known:
         raise ValueError(f"{folder} holds a {architectures[0]}; known models: {', '.join(known)}")
     try:

@@ -21,6 +21,8 @@ class TrainingPlan:
         then falls by a cosine to a hundredth.
     eval_tokens: about how many tokens of each held-out split a language model is measured on, spread evenly over it;
         None for all.
+    mixed: further tasks by name, with the source of each one's data: at a quarter of the steps a batch of one of them,
+        drawn by the step, is added to that of the language model.
     calibrate_every: steps between two calibrations of the thresholds on validation text.
     save_every: steps between checkpoints, None for none.
     fields: fields of `ChiarConfig` that differ from the recipe's.
@@ -39,6 +41,7 @@ class TrainingPlan:
     warmup_steps: int = 40
     weight_decay: float = 0.01
     eval_tokens: int | None = None
+    mixed: dict[str, str] = field(default_factory=dict)
     calibrate_every: int = 20
     save_every: int | None = None
     fields: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
@@ -51,6 +54,8 @@ class TrainingPlan:
         for name in ("save_every", "eval_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.mixed and self.task != "lm":
+            raise ValueError(f"only language modelling takes further tasks, not task {self.task!r}")
         if self.seq_len < 2:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
         if self.learning_rate <= 0:

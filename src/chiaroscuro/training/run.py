@@ -75,6 +75,7 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> di
         "perplexity": test.perplexity,
         "bits_per_byte": test.bits_per_byte,
         "accuracy": test.accuracy,
+        "tasks": test.tasks,
         "validation": asdict(validation),
         "flops": flops_ratios(model, sample),
         "routing": test.routing,
@@ -134,7 +135,7 @@ def _trainer(plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path, 
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    trainer = RoutingTrainer(
+    trainer = task.trainer(
         model=model,
         args=arguments,
         train_dataset=task.examples["train"],

@@ -29,6 +29,7 @@ from chiaroscuro.data import (
 from chiaroscuro.evaluation import Evaluation, evaluate, evaluate_classifier, unigram_perplexity
 from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
 from chiaroscuro.training.plan import TrainingPlan
+from chiaroscuro.training.trainer import RoutingTrainer
 
 CALIBRATION_TOKENS = 4096
 
@@ -60,6 +61,10 @@ class Task(ABC):
     @abstractmethod
     def by_chance(self) -> tuple[str, float]:
         """What can be had on the test split without looking at the input, in words and as a number."""
+
+    def trainer(self, **arguments: Any) -> RoutingTrainer:
+        """What trains a model for the task; `arguments` as transformers' Trainer takes them."""
+        return RoutingTrainer(**arguments)
 
     def fields(self) -> dict[str, Any]:
         """Fields of the configuration that follow from the data."""
@@ -96,12 +101,13 @@ class LanguageModelling(Task):
 
 
 class Classification(Task):
-    """Name the label of a sequence cut to the length of the plan's windows."""
+    """Name the label of a sequence cut to the length of the plan's windows. `tokenizer` goes before the plan's."""
 
     collate = staticmethod(pad_batch)
 
-    def __init__(self, plan: TrainingPlan):
-        tokenizer = None if plan.tokenizer is None else Path(plan.tokenizer)
+    def __init__(self, plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast | None = None):
+        if tokenizer is None and plan.tokenizer is not None:
+            tokenizer = load_tokenizer(Path(plan.tokenizer))
         data = load_labelled(plan.task, plan.data, tokenizer, plan.vocab_size)
         super().__init__(plan, data.tokenizer, data.tokens)
         end = data.tokenizer.eos_token_id
@@ -124,8 +130,3 @@ class Classification(Task):
     def by_chance(self) -> tuple[str, float]:
         commonest = torch.bincount(torch.from_numpy(np.array(self.labels["train"]))).argmax()
         return "accuracy of the commonest label", float((self.labels["test"] == int(commonest)).mean())
-
-
-def prepare(plan: TrainingPlan) -> Task:
-    """Read and encode the data of a plan. Raises ValueError for an unknown task and for data that cannot be used."""
-    return LanguageModelling(plan) if plan.task == "lm" else Classification(plan)

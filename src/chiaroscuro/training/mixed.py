@@ -1,0 +1,89 @@
+"""Mixed training: language modelling, with now and then a batch of a classification task added (paper, section 2)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from chiaroscuro.data import pad_batch
+from chiaroscuro.evaluation import Evaluation
+from chiaroscuro.modeling import ChiarConfig, ChiarForMixedTasks
+from chiaroscuro.training.plan import TrainingPlan
+from chiaroscuro.training.task import Classification, LanguageModelling, Task
+from chiaroscuro.training.trainer import RoutingTrainer
+
+MIX_PROBABILITY = 0.25
+Batch = dict[str, Tensor]
+
+
+class MixedTasks(LanguageModelling):
+    """Language modelling of the plan's corpus, and the tasks of `plan.mixed` in the same vocabulary, each with a head
+    of its own on the full backbone."""
+
+    def __init__(self, plan: TrainingPlan):
+        super().__init__(plan)
+        self.plan = plan
+        self.extras = {
+            name: Classification(replace(plan, task=name, data=source, mixed={}), self.tokenizer)
+            for name, source in plan.mixed.items()
+        }
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"task_labels": {name: extra.num_labels for name, extra in self.extras.items()}}
+
+    def build(self, config: ChiarConfig) -> ChiarForMixedTasks:
+        return ChiarForMixedTasks(config)
+
+    def trainer(self, **arguments: Any) -> RoutingTrainer:
+        return MixedTrainer(self.extra_batch, **arguments)
+
+    def measure(self, model: Any, split: str, show_progress: bool = False) -> Evaluation:
+        evaluation = super().measure(model, split, show_progress)
+        further = {
+            name: extra.measure(model.classifier(name), split, show_progress) for name, extra in self.extras.items()
+        }
+        accuracies = {name: found.accuracy for name, found in further.items() if found.accuracy is not None}
+        return replace(evaluation, tasks=accuracies)
+
+    def extra_batch(self, step: int) -> tuple[str, Batch] | None:
+        """What is added at a step: a task and a batch of it, or nothing. The same for the same seed and step, so that a
+        resumed run adds what it would have added."""
+        random = np.random.default_rng((self.plan.seed, step))
+        if random.random() >= MIX_PROBABILITY:
+            return None
+        name = sorted(self.extras)[random.integers(len(self.extras))]
+        sequences = self.extras[name].sequences["train"]
+        indices = random.integers(len(sequences), size=self.plan.batch_size)
+        return name, pad_batch([sequences[int(index)] for index in indices])
+
+
+class MixedTrainer(RoutingTrainer):
+    """Adds the loss of the batch that `extra_batch` gives for the step, if any. On one device."""
+
+    def __init__(self, extra_batch: Callable[[int], tuple[str, Batch] | None], **arguments: Any):
+        super().__init__(**arguments)
+        self.extra_batch = extra_batch
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        extra = self.extra_batch(self.state.global_step) if model.training else None
+        if extra is not None:
+            name, batch = extra
+            assert isinstance(model, ChiarForMixedTasks)
+            loss = loss + model.classifier(name)(**self._prepare_inputs(batch)).loss
+        return (loss, outputs) if return_outputs else loss
+
+
+def prepare(plan: TrainingPlan) -> Task:
+    """Read and encode the data of a plan. Raises ValueError for an unknown task and for data that cannot be used."""
+    if plan.mixed:
+        return MixedTasks(plan)
+    return LanguageModelling(plan) if plan.task == "lm" else Classification(plan)

@@ -1,0 +1,113 @@
+"""Mixed training: further tasks beside language modelling, each with a head on the whole body."""
+
+import json
+
+import pytest
+import torch
+from tests.helpers import ids, tiny_config
+
+from chiaroscuro import ChiarForSequenceClassification
+from chiaroscuro.modeling import ChiarForCausalLM, ChiarForMixedTasks
+from chiaroscuro.training import TrainingPlan, load_run, prepare, train
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture
+def plan(english, monkeypatch) -> TrainingPlan:
+    monkeypatch.setattr("chiaroscuro.data.labelled.LISTOPS_SIZES", {"train": 400, "validation": 50, "test": 50})
+    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return TrainingPlan(
+        data=str(english),
+        vocab_size=300,
+        steps=12,
+        batch_size=4,
+        seq_len=33,
+        warmup_steps=1,
+        save_every=3,
+        mixed={"listops_flat": "listops_flat"},
+        fields=size,
+    )
+
+
+def mixed_model() -> ChiarForMixedTasks:
+    torch.manual_seed(0)
+    return ChiarForMixedTasks(tiny_config(task_labels={"imdb": 2, "listops_flat": 10})).eval()
+
+
+def test_a_head_is_a_classifier_that_shares_the_body():
+    model = mixed_model()
+    classifier = model.classifier("listops_flat")
+    assert isinstance(classifier, ChiarForSequenceClassification)
+    input_ids = ids(3, 7)
+    pooled = model.model(input_ids).last_hidden_state.mean(1)
+    expected = torch.nn.Sequential(*model.classifiers["listops_flat"])(pooled)
+    torch.testing.assert_close(classifier(input_ids).logits, expected)
+    classifier(input_ids, labels=torch.tensor([1, 2, 9])).loss.backward()
+    assert model.model.embed_tokens.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.classifiers["imdb"].parameters())
+    with pytest.raises(ValueError, match="no head for task 'chess'; heads: imdb, listops_flat"):
+        model.classifier("chess")
+
+
+def test_it_is_saved_with_its_heads_and_opens_as_a_language_model_too(tmp_path):
+    model = mixed_model()
+    model.save_pretrained(tmp_path)
+    for cls in (ChiarForMixedTasks, ChiarForCausalLM):
+        assert torch.equal(cls.from_pretrained(tmp_path)(ids(2, 5)).logits, model(ids(2, 5)).logits)
+    again = ChiarForMixedTasks.from_pretrained(tmp_path)
+    assert torch.equal(again.classifier("imdb")(ids(2, 5)).logits, model.classifier("imdb")(ids(2, 5)).logits)
+    model.classifier("imdb").save_pretrained(tmp_path / "imdb")
+    alone = ChiarForSequenceClassification.from_pretrained(tmp_path / "imdb")
+    assert torch.equal(alone(ids(2, 5)).logits, model.classifier("imdb")(ids(2, 5)).logits)
+
+
+def test_a_quarter_of_the_steps_gets_a_batch_drawn_by_step_and_seed(plan):
+    task = prepare(plan)
+    batches = [task.extra_batch(step) for step in range(400)]
+    assert sum(batch is not None for batch in batches) == pytest.approx(100, abs=25)
+    again = [prepare(plan).extra_batch(step) for step in range(40)]
+    for batch, same in zip(batches, again, strict=False):
+        assert (batch is None) == (same is None)
+        assert batch is None or torch.equal(batch[1]["input_ids"], same[1]["input_ids"])
+    texts = {task.tokenizer.decode(batch[1]["input_ids"][0]) for batch in batches if batch}
+    assert all(text.startswith("[M") for text in texts)
+    assert len(texts) > 50
+
+
+def test_a_mixed_run_learns_both_and_goes_on_as_if_it_had_not_stopped(plan, tmp_path):
+    task = prepare(plan)
+    whole = train(plan, task, tmp_path / "whole")
+    assert set(whole["tasks"]) == {"listops_flat"}
+    assert whole["validation"]["tasks"]["listops_flat"] >= 0
+    run = load_run(tmp_path / "whole")
+    assert isinstance(run.model, ChiarForMixedTasks)
+    assert task.measure(run.model, "test").tasks == whole["tasks"]
+
+    plain = train(TrainingPlan(**{**plan.__dict__, "mixed": {}}), prepare(plan), tmp_path / "plain")
+    assert plain["loss"] == pytest.approx(whole["loss"], rel=0.2)
+
+    stopped = tmp_path / "stopped"
+    (stopped / "checkpoints").mkdir(parents=True)
+    (tmp_path / "whole" / "checkpoints" / "checkpoint-9").rename(stopped / "checkpoints" / "checkpoint-9")
+    (stopped / "plan.json").write_text((tmp_path / "whole" / "plan.json").read_text())
+    resumed = train(plan, task, stopped, resume=True)
+    assert resumed["loss"] == whole["loss"]
+
+
+def test_the_extra_loss_moves_the_head(plan, tmp_path):
+    task = prepare(plan)
+    train(plan, task, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    added = [task.extra_batch(step) is not None for step in range(plan.steps)]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert True in added
+    # A step with a batch of ten classes has ln 10 more to lose.
+    with_batch = [loss for loss, has in zip(losses, added, strict=True) if has]
+    without = [loss for loss, has in zip(losses, added, strict=True) if not has]
+    assert sum(with_batch) / len(with_batch) - sum(without) / len(without) == pytest.approx(2.3, abs=0.3)
+
+
+def test_only_language_modelling_takes_further_tasks():
+    with pytest.raises(ValueError, match="only language modelling takes further tasks, not task 'imdb'"):
+        TrainingPlan(task="imdb", mixed={"listops_flat": ""})
