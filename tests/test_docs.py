@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from chiaroscuro.studies import STUDIES, report
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
@@ -48,3 +50,9 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_result():
     for words, number in comparison["by_chance"].items():
         assert f"By chance: {words}, {number:.4g}, on the same held-out text." in readme
     assert chiar["versions"]["commit"] == full["versions"]["commit"]
+
+
+def test_the_page_of_results_is_what_the_command_writes():
+    studies = [study for study in STUDIES.values() if study.name != "smoke"]
+    page = ROOT / "docs" / "results.md"
+    assert report(studies, ROOT / "results", page) == page.read_text()

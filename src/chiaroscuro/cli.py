@@ -335,8 +335,6 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Run a grid of recipes, learning rates and seeds, going on where it was left, and write its table and figures."""
-    from dataclasses import replace
-
     from chiaroscuro import studies
     from chiaroscuro.training import write_json
 
@@ -344,7 +342,7 @@ def study(
         raise ValueError(f"--processes must be at least 1, got {processes}")
     chosen = studies.study_named(name)
     if data is not None:
-        chosen = replace(chosen, plan=replace(chosen.plan, data=data))
+        chosen = chosen.on(data)
     places = studies.Places(results or Path("results") / name, Path("runs") / "studies" / name)
     found = studies.run_study(chosen, places, processes)
     table = studies.rows(chosen, found)
@@ -356,6 +354,19 @@ def study(
         console.print_json(data={"rows": table})
     else:
         print(page)
+
+
+@app.command(epilog="Example: chiaroscuro report")
+def report(
+    results: Annotated[Path, typer.Option(help="where the studies keep their results")] = Path("results"),
+    page: Annotated[Path, typer.Option(help="the page to write")] = Path("docs/results.md"),
+) -> None:
+    """Write the page of results: each claim of the paper, how it was tested, the numbers and the verdict."""
+    from chiaroscuro import studies
+
+    text = studies.report([study for study in studies.STUDIES.values() if study.name != "smoke"], results, page)
+    page.write_text(text)
+    print(f"written to {page}")
 
 
 def free_folder(name: str) -> Path:

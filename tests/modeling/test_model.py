@@ -234,6 +234,17 @@ def test_the_collapse_regulariser_takes_lambda_u_from_the_loss():
     torch.testing.assert_close(penalised.loss, output.loss - 0.25 * U, atol=1e-6, rtol=0)
 
 
+def test_no_gradient_of_the_collapse_regulariser_passes_a_threshold():
+    """So the paper's row "threshold with collapse regulariser" is its row "threshold"."""
+    gradients = []
+    for weight in (0.0, 0.25):
+        model = tiny_model("v1_three_operator", collapse_weight=weight)
+        model(ids(2, 9), labels=ids(2, 9)).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, regularised in zip(*gradients, strict=True):
+        assert (plain is None and regularised is None) or torch.equal(plain, regularised)
+
+
 def test_a_trace_per_layer_with_a_choice():
     routing = tiny_model()(ids(2, 5), output_routing=True).routing
     assert [trace.layer for trace in routing] == [1, 2]

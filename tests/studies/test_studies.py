@@ -52,6 +52,7 @@ def made_up(study: Study, loss_of) -> dict:
     return {
         run.name: {
             "validation": {"loss": loss_of(run)},
+            "loss": 2.0,
             "perplexity": 10.0 + run.seed,
             "bits_per_byte": 2.0,
             "accuracy": None,
@@ -83,7 +84,11 @@ def test_the_table_takes_the_rate_of_the_lowest_validation_loss_and_spreads_over
     results = made_up(study, lambda run: 1 / run.learning_rate)
     table = rows(study, results)
     assert [row["learning_rate"] for row in table] == [1e-2, 1e-2]
-    assert table[0]["perplexity"] == {"mean": 10.5, "deviation": pytest.approx(0.7071, abs=1e-4)}
+    assert table[0]["perplexity"] == {
+        "mean": 10.5,
+        "deviation": pytest.approx(0.7071, abs=1e-4),
+        "values": [10.0, 11.0],
+    }
     assert "accuracy" not in table[0]
     page = markdown(study, table)
     assert "| full attention | 0.01 | 10.500 ± 0.707 | 2.000 ± 0.000 | 0.500 ± 0.000 |" in page
@@ -91,7 +96,7 @@ def test_the_table_takes_the_rate_of_the_lowest_validation_loss_and_spreads_over
 
 
 def test_an_arm_of_fewer_steps_has_fewer_training_flops(study):
-    study = replace(study, arms=(*study.arms, Arm("short", "full_attention", steps=4)))
+    study = replace(study, arms=(*study.arms, Arm("short", "full_attention", plan={"steps": 4})))
     results = made_up(study, lambda run: 1 / run.learning_rate)
     assert [run.plan.steps for run in study.search()] == [8, 8, 8, 8, 4, 4]
     assert [row["training_flops"]["mean"] for row in rows(study, results)] == pytest.approx([0.91, 0.91, 0.455])
@@ -165,21 +170,23 @@ def test_killed_half_way_and_started_again_it_gives_the_same_table(study, places
         assert resumed[name]["curve"][-1] == result["curve"][-1]
 
 
-def test_results_of_other_code_data_or_study_are_not_added_to(study, places, english, tmp_path, monkeypatch):
-    run_study(replace(study, arms=study.arms[:1], learning_rates=(1e-3,), seeds=(0,)), places, 1)
-    with pytest.raises(ValueError, match="results of other study: move it away, or give another --results"):
-        run_study(study, places, 1)
-    monkeypatch.setattr("chiaroscuro.studies.runner.code_digest", lambda: "changed")
-    with pytest.raises(ValueError, match="results of other study and code"):
-        run_study(study, places, 1)
+def test_results_of_other_code_data_or_plans_are_not_added_to(study, places, english, tmp_path, monkeypatch):
+    small = replace(study, arms=study.arms[:1], learning_rates=(1e-3,), seeds=(0,))
+    done = run_study(small, places, 1)
+    with pytest.raises(ValueError, match=r"was made by another plan \(batch_size differ\): move it away"):
+        run_study(replace(small, plan=replace(study.plan, batch_size=3)), places, 1)
     changed = tmp_path / "changed.txt"
     changed.write_text(english.read_text())
-    moved = replace(study, plan=replace(study.plan, data=str(changed)))
-    with pytest.raises(ValueError, match="results of other study and code:"):
-        run_study(moved, places, 1)
+    moved = replace(small, plan=replace(small.plan, data=str(changed)))
+    assert run_study(moved, places, 1) == done
+    more = replace(small, seeds=(0, 1))
+    assert len(run_study(more, places, 1)) == 2
     changed.write_text(english.read_text() * 2)
-    with pytest.raises(ValueError, match="code and data"):
-        run_study(replace(study, plan=replace(study.plan, data=str(changed))), places, 1)
+    with pytest.raises(ValueError, match=r"results of other data, made by commit \w+"):
+        run_study(moved, places, 1)
+    monkeypatch.setattr("chiaroscuro.studies.runner.code_digest", lambda: "changed")
+    with pytest.raises(ValueError, match="results of other code, made by commit"):
+        run_study(small, places, 1)
 
 
 def test_a_failed_run_is_named_and_the_others_are_kept(study, places):

@@ -2,12 +2,14 @@
 
 from chiaroscuro.studies.ablation import ABLATION, CONTROLS
 from chiaroscuro.studies.figures import draw
+from chiaroscuro.studies.regime import IMDB, LISTOPS_FLAT, MIXED, SMALL_TEXT
+from chiaroscuro.studies.report import report
 from chiaroscuro.studies.runner import Places, run_study
 from chiaroscuro.studies.smoke import SMOKE
 from chiaroscuro.studies.study import Arm, Study, StudyRun
 from chiaroscuro.studies.table import markdown, rows
 
-STUDIES = {study.name: study for study in (SMOKE, CONTROLS, ABLATION)}
+STUDIES = {study.name: study for study in (SMOKE, CONTROLS, ABLATION, SMALL_TEXT, LISTOPS_FLAT, IMDB, MIXED)}
 
 
 def study_named(name: str) -> Study:
@@ -17,4 +19,16 @@ def study_named(name: str) -> Study:
     return STUDIES[name]
 
 
-__all__ = ["STUDIES", "Arm", "Places", "Study", "StudyRun", "draw", "markdown", "rows", "run_study", "study_named"]
+__all__ = [
+    "STUDIES",
+    "Arm",
+    "Places",
+    "Study",
+    "StudyRun",
+    "draw",
+    "markdown",
+    "report",
+    "rows",
+    "run_study",
+    "study_named",
+]

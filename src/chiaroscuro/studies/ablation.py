@@ -31,7 +31,7 @@ CONTROLS = Study(
     plan=PLAN,
     arms=(
         Arm("full attention", "full_attention"),
-        Arm("full attention, FLOPs of entropy", "full_attention", steps=1316),
+        Arm("full attention, FLOPs of entropy", "full_attention", plan={"steps": 1316}),
         Arm("full attention, no embedding norm", "full_attention", {"embedding_norm": False}),
         Arm("two attention layers", "chiar", {"layer_operators": [["none"], ["attention"], ["none"], ["attention"]]}),
         Arm("entropy", "chiar"),

@@ -2,7 +2,8 @@
 
 Every run is a process of its own that leaves its result, whole or not at all, in `results/NAME/runs`. A run that is
 there is not done again; one that was stopped goes on from its last checkpoint. `results/NAME/study.json` says by
-which code, data and study the results were made, and no other results are added to them.
+which code and from which data the results were made, and no others are added to them; that a result belongs to the
+study as it is declared is seen from the plan inside it.
 """
 
 import hashlib
@@ -20,9 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import chiaroscuro
 from chiaroscuro.studies.study import Study, StudyRun
-from chiaroscuro.training import prepare, read_json, write_json
+from chiaroscuro.training import TrainingPlan, prepare, read_json, versions, write_json
 
 ROOMS = ("ops", "mixers", "routing", "modeling", "flops", "data", "training", "evaluation")
+
+
+class Unfinished(ValueError):
+    """Runs of a study are missing."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Places:
 def run_study(study: Study, places: Places, processes: int) -> dict[str, dict[str, Any]]:
     """Do what is not done yet, and return the results of all runs by name.
 
-    Raises ValueError when the results there are of other code, data or study, when one of them is damaged, and, after
+    Raises ValueError when the results there are of other code, data or plans, when one of them is damaged, and, after
     everything else has been done, when runs failed.
     """
     task = prepare(study.plan)
@@ -48,7 +53,7 @@ def run_study(study: Study, places: Places, processes: int) -> dict[str, dict[st
     digest = hashlib.sha256()
     for tokens in task.windows.values():
         digest.update(tokens.tokens.tobytes())
-    _claim(places, {"study": _described(study), "code": code_digest(), "data": digest.hexdigest()})
+    _claim(places, {"code": code_digest(), "data": digest.hexdigest()})
     study = replace(study, plan=replace(study.plan, tokenizer=str(tokenizer)))
 
     results = _run_all(study.search(), places, processes)
@@ -67,29 +72,56 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _described(study: Study) -> str:
-    """A hash of the declaration, but for where the data lies: what it holds has a hash of its own."""
-    declared = asdict(replace(study, plan=replace(study.plan, data="")))
-    return hashlib.sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()
+def read_results(study: Study, places: Places) -> dict[str, dict[str, Any]]:
+    """The results by name of all runs of a finished study, whatever code made them.
+
+    Raises Unfinished, a ValueError, when runs are missing, and ValueError as `run_study` does for damaged results and
+    other plans.
+    """
+    results = {run.name: read_result(run, places) for run in study.search() if places.result(run).exists()}
+    if len(results) == len(study.search()):
+        runs = study.repetitions(study.best_rates(results))
+        results |= {run.name: read_result(run, places) for run in runs if places.result(run).exists()}
+    count = len(study.arms) * (len(study.learning_rates) + len(study.seeds) - 1)
+    if len(results) < count:
+        raise Unfinished(f"{len(results)} of the {count} runs of study {study.name!r} are there")
+    return results
+
+
+def read_result(run: StudyRun, places: Places) -> dict[str, Any]:
+    """The result of one run. Raises ValueError when it was made by another plan than the study now declares."""
+    result = read_json(places.result(run))
+    declared, made = json.loads(json.dumps(asdict(run.plan))), result.get("plan", {})
+    # Where data and tokenizer lie is no part of it; an option that the result does not know stood at its default.
+    defaults = asdict(TrainingPlan())
+    names = [name for name in declared if name not in ("data", "tokenizer", "mixed", "save_every")]
+    changed = [name for name in names if made.get(name, defaults[name]) != declared[name]]
+    if changed or set(made.get("mixed", {})) != set(declared["mixed"]):
+        raise ValueError(
+            f"{places.result(run)} was made by another plan ({', '.join(changed) or 'mixed'} differ): move it away, or "
+            "give another --results"
+        )
+    return result
 
 
 def _claim(places: Places, origin: dict[str, str]) -> None:
-    """Note by what the results are made; refuse to add to those made by something else."""
+    """Note by what the results are made, and by which commit; refuse to add to those made by something else."""
     path = places.results / "study.json"
     if path.exists():
         known = read_json(path)
         changed = [name for name, digest in origin.items() if known.get(name) != digest]
         if changed:
             raise ValueError(
-                f"{places.results} holds results of other {' and '.join(changed)}: move it away, or give another "
-                "--results"
+                f"{places.results} holds results of other {' and '.join(changed)}, made by commit "
+                f"{known.get('commit', 'unknown')}: move it away, or give another --results"
             )
+        return
     (places.results / "runs").mkdir(parents=True, exist_ok=True)
-    write_json(path, origin)
+    write_json(path, origin | {"commit": versions()["commit"], "command": versions()["command"]})
 
 
 def _run_all(runs: list[StudyRun], places: Places, processes: int) -> dict[str, dict[str, Any]]:
-    results = {run.name: read_json(places.result(run)) for run in runs if places.result(run).exists()}
+    results = {run.name: read_result(run, places) for run in runs if places.result(run).exists()}
     waiting = [run for run in runs if run.name not in results]
     failed = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -100,7 +132,7 @@ def _run_all(runs: list[StudyRun], places: Places, processes: int) -> dict[str, 
         for future in as_completed(futures):
             run = futures[future]
             if future.result():
-                results[run.name] = read_json(places.result(run))
+                results[run.name] = read_result(run, places)
             else:
                 failed.append(run.name)
             progress.update(bar, advance=1, description=run.name)

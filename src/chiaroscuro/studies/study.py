@@ -9,12 +9,12 @@ from chiaroscuro.training import TrainingPlan
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: a recipe, the fields in which it differs from it, and its steps if not the plan's."""
+    """One row of the table: a recipe, the fields in which it differs from it, and what it changes of the plan."""
 
     name: str
     recipe: str
     fields: dict[str, Any] = field(default_factory=dict)
-    steps: int | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ class Study:
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
 
+    def on(self, data: str) -> "Study":
+        """The same study with its data taken from `data`, also where an arm takes it for a further task."""
+
+        def moved(plan: dict[str, Any]) -> dict[str, Any]:
+            mixed = plan.get("mixed", {}).items()
+            return plan | {"mixed": {task: data if source == self.plan.data else source for task, source in mixed}}
+
+        arms = tuple(replace(arm, plan=moved(arm.plan)) for arm in self.arms)
+        return replace(self, plan=replace(self.plan, data=data), arms=arms)
+
     def search(self) -> list[StudyRun]:
         """The runs that choose the learning rates."""
         return [self._run(arm, rate, self.seeds[0]) for arm in self.arms for rate in self.learning_rates]
@@ -74,8 +84,8 @@ class Study:
             self.plan,
             recipe=arm.recipe,
             fields=self.plan.fields | arm.fields,
-            steps=arm.steps or self.plan.steps,
             learning_rate=learning_rate,
             seed=seed,
+            **arm.plan,
         )
         return StudyRun(arm.name, learning_rate, seed, plan)

@@ -27,7 +27,7 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
     table = []
     for arm, own in best_runs(study, results).items():
         row: Row = {"arm": arm, "learning_rate": best[arm], "seeds": len(own)}
-        for measure in ("perplexity", "bits_per_byte", "accuracy"):
+        for measure in ("loss", "perplexity", "bits_per_byte", "accuracy"):
             if own[0][measure] is not None:
                 row[measure] = _spread([result[measure] for result in own])
         for ratio in RATIOS:
@@ -64,9 +64,11 @@ def markdown(study: Study, table: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+def _spread(values: list[float]) -> dict[str, Any]:
+    """`values` in the order of the seeds, their mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "deviation": deviation, "values": values}
 
 
-def _shown(spread: dict[str, float], digits: int) -> str:
+def _shown(spread: dict[str, Any], digits: int) -> str:
     return f"{spread['mean']:.{digits}f} ± {spread['deviation']:.{digits}f}"

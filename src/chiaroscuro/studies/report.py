@@ -1,0 +1,108 @@
+"""The page of results: every claim with its numbers and its verdict, every number from a file below `results/`."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from chiaroscuro.studies.claims import CLAIMS, Claim
+from chiaroscuro.studies.evidence import Finished, finished
+from chiaroscuro.studies.runner import Unfinished
+from chiaroscuro.studies.study import Study
+from chiaroscuro.training import read_json
+
+HEAD = """# What holds
+
+Made by `chiaroscuro report` from the files under `results/`; do not edit. Verdicts follow from the numbers by rules
+written in `src/chiaroscuro/studies/claims.py`. Perplexity and accuracy are those of test text that nothing was chosen
+by, mean ± standard deviation over seeds, each arm at its own best learning rate. Differences are means over runs of the
+same seed with their 95 % intervals: of perplexity in per cent (lower is better), of accuracy in points. Models of two
+million parameters trained on three million tokens say what happens at that size, not at the published one.
+"""
+
+
+def report(studies: Sequence[Study], results: Path, page: Path) -> str:
+    """The text of `page`, with links to the files of `results`. What is missing or not finished is named.
+
+    Raises ValueError when results are damaged or made by another plan.
+    """
+    done = {}
+    for study in studies:
+        with suppress(Unfinished):
+            done[study.name] = finished(study, results / study.name)
+    to_results = Path(os.path.relpath(results, page.parent))
+    parts = [HEAD, _summary(done), *(_section(number, claim, done) for number, claim in enumerate(CLAIMS, 1))]
+    token_studies = sorted(results.glob("tokens/*/tokens.json"))
+    parts += [_tokens(path, to_results / "tokens" / path.parent.name) for path in token_studies]
+    parts.append(_studies(done, to_results))
+    return "\n".join(parts)
+
+
+def _summary(done: dict[str, Finished]) -> str:
+    lines = [["", "claim", "verdict"]]
+    for number, claim in enumerate(CLAIMS, 1):
+        missing = [name for name in claim.needs if name not in done]
+        verdict = f"not finished: {', '.join(missing)}" if missing else claim.find(done).verdict
+        lines.append([str(number), claim.title, verdict])
+    return _table(lines)
+
+
+def _section(number: int, claim: Claim, done: dict[str, Finished]) -> str:
+    lines = [f"## {number}. {claim.title}", "", f"**Claimed.** {claim.claimed}", "", f"**Tested.** {claim.tested}", ""]
+    missing = [name for name in claim.needs if name not in done]
+    if missing:
+        commands = ", ".join(f"`chiaroscuro study {name}`" for name in missing)
+        return "\n".join([*lines, f"**Not settled.** These studies are not finished: {commands}.", ""])
+    finding = claim.find(done)
+    lines += [f"**Verdict: {finding.verdict}.** {' '.join(finding.reasons)}", "", _table(finding.table)]
+    return "\n".join([*lines, f"**What would change it.** {claim.changes}", ""])
+
+
+def _tokens(path: Path, folder: Path) -> str:
+    """Which tokens of one trained model get attention."""
+    found = read_json(path)
+    run, made = found["run"], found["versions"]
+    router = run["plan"]["fields"].get("router", "threshold")
+    lines = [
+        f"## Which tokens get attention: {path.parent.name}",
+        "",
+        f"{found['tokens']:,} tokens of test text; recipe `{run['recipe']}`, router `{router}`, seed {run['seed']} "
+        f"({folder / path.name}, `{made['command']}`, commit {made['commit']}). The benefit of attention at a token is "
+        f"its loss without less its loss with it, averaged over {found['pairs']} pairs of random choices and their "
+        "complements at all tokens of the layer. Errors are over windows of text.",
+        "",
+        f"![Entropies before and after training, and what word classes get]({folder / 'tokens.png'})",
+        "",
+    ]
+    head = ["layer", "mean benefit, nats", "routed to attention", "routed away", "as many tokens, picked by benefit"]
+    head += list(next(iter(found["layers"].values()))["rank_correlation"])
+    table = [head]
+    for layer, figures in found["layers"].items():
+        values = [*figures["benefit"].values(), *figures["rank_correlation"].values()]
+        table.append([str(int(layer) + 1), *(f"{value['value']:+.3f} ± {value['error']:.3f}" for value in values)])
+    return "\n".join([*lines, _table([list(column) for column in zip(*table, strict=True)])])
+
+
+def _studies(done: dict[str, Finished], to_results: Path) -> str:
+    """Per study where its numbers come from, and its table and figures."""
+    lines = ["## The studies", ""]
+    for name, study in done.items():
+        first = next(iter(study.runs.values()))[0]
+        seconds = sum(result["train_seconds"] for results in study.runs.values() for result in results)
+        lines += [
+            f"### {name}",
+            "",
+            f"{study.study.question} Data: {first['data']}; {first['tokens_seen']:,} tokens a run; commit "
+            f"{first['versions']['commit']}; {first['versions']['machine']}; the runs of the table took "
+            f"{seconds / 3600:.1f} hours of training. `chiaroscuro study {name}` makes the runs, their table is "
+            f"[{name}/table.md]({to_results / name / 'table.md'}), and each run's file lies in `results/{name}/runs`.",
+            "",
+        ]
+        figures = sorted((study.folder / "figures").glob("*.png"))
+        lines += [f"![{name}: {path.stem}]({to_results / name / 'figures' / path.name})" for path in figures] + [""]
+    return "\n".join(lines)
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:], ""])

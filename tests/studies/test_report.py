@@ -1,0 +1,143 @@
+"""The page of results: its verdicts follow the numbers, and it says what is missing."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from chiaroscuro.studies import STUDIES, Study, report
+from chiaroscuro.studies.claims import CLAIMS, FAILS, HOLDS, OPEN
+from chiaroscuro.studies.evidence import difference, finished
+from chiaroscuro.studies.runner import Unfinished
+
+LARGE = [study for study in STUDIES.values() if study.name != "smoke"]
+ROUTED = {"3": {"dct": 0.5, "attention": 0.5}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Make the files of a study in which each arm has a loss of its own and each seed its share of noise."""
+
+    def files(study: Study, loss=None, accuracy=None, routing=None, noise=0.01) -> None:
+        folder = tmp_path / "results" / study.name
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        (folder / "study.json").write_text(json.dumps({"code": "c", "data": "d", "commit": "abc"}))
+        runs = study.search() + study.repetitions({arm.name: study.learning_rates[1] for arm in study.arms})
+        for run in runs:
+            value = (loss or {}).get(run.arm, 4.0) + noise * run.seed
+            right = (accuracy or {}).get(run.arm, 0.8) - noise * run.seed if study.plan.task != "lm" else None
+            result = {
+                "loss": value,
+                "perplexity": None if right else 2.718281828**value,
+                "bits_per_byte": None if right else 2.0,
+                "accuracy": right,
+                "steps": run.plan.steps,
+                "tokens_seen": 3_000_000,
+                "data": "made up",
+                "train_seconds": 100.0,
+                "parameters": 1000,
+                "routing": (routing or {}).get(run.arm, ROUTED),
+                "validation": {"loss": value + (run.learning_rate != study.learning_rates[1])},
+                "flops": {"attention_ratio": 0.375, "total_ratio": 0.8, "executed_ratio": 0.81},
+                "plan": asdict(run.plan),
+                "versions": {"commit": "abc", "machine": "a machine"},
+            }
+            (folder / "runs" / f"{run.name}.json").write_text(json.dumps(result))
+
+    return files
+
+
+def verdict(page: str, title: str) -> str:
+    section = page.split(f". {title}\n", 1)[1].split("\n## ", 1)[0]
+    return section.split("**Verdict: ", 1)[1].split(".**", 1)[0]
+
+
+def test_without_results_the_page_names_what_is_missing(tmp_path):
+    page = report(LARGE, tmp_path / "results", tmp_path / "docs" / "results.md")
+    assert page.count("**Not settled.** These studies are not finished") == len(CLAIMS)
+    assert "`chiaroscuro study ablation`, `chiaroscuro study controls`" in page
+
+
+def test_verdicts_follow_the_numbers(write, tmp_path):
+    for study in LARGE:
+        write(study)
+    routed, full = "DCT and attention, threshold", "full attention, v1"
+    place = (LARGE, tmp_path / "results", tmp_path / "results.md")
+    assert verdict(report(*place), "Control: is entropy a better router than chance?") == OPEN
+
+    write(STUDIES["ablation"], {routed: 3.2})
+    assert verdict(report(*place), "A 45 % better perplexity").startswith(
+        f"{HOLDS} against the published baseline; fails"
+    )
+    write(STUDIES["controls"], {"entropy": 3.2})
+    assert verdict(report(*place), "A 45 % better perplexity") == HOLDS
+    write(STUDIES["ablation"], {routed: 3.8})
+    assert verdict(report(*place), "A 45 % better perplexity") == "holds in direction, not in size"
+    write(STUDIES["ablation"], {full: 3.2})
+    assert verdict(report(*place), "A 45 % better perplexity") == FAILS
+
+    assert verdict(report(*place), "Control: is entropy a better router than chance?") == HOLDS
+    write(STUDIES["controls"], {"random": 3.2})
+    assert verdict(report(*place), "Control: is entropy a better router than chance?") == FAILS
+    write(STUDIES["controls"], {"random": 3.98}, noise=0.0)
+    assert verdict(report(*place), "Control: is entropy a better router than chance?") == FAILS
+
+    write(STUDIES["ablation"], {routed: 3.5})
+    write(STUDIES["small_text"], {routed: 4.5})
+    write(STUDIES["listops_flat"], accuracy={routed: 0.6})
+    assert verdict(report(*place), "An operating regime") == HOLDS
+    write(STUDIES["small_text"], {routed: 3.5})
+    assert verdict(report(*place), "An operating regime") == "holds in 3 of 4 places"
+
+    starved = {"1": {"dct": 1.0, "rbf": 0.0}, "2": {"rbf": 0.5, "attention": 0.5}}
+    arms = ("three operators, soft", "three operators, hard")
+    write(STUDIES["ablation"], routing=dict.fromkeys(arms, starved))
+    assert verdict(report(*place), "Routing collapse").startswith(HOLDS)
+    write(STUDIES["ablation"])
+    assert verdict(report(*place), "Routing collapse").startswith(FAILS)
+
+
+def test_every_number_has_its_file(write, tmp_path):
+    for study in LARGE:
+        write(study)
+    page = report(LARGE, tmp_path / "results", tmp_path / "docs" / "results.md")
+    for study in LARGE:
+        assert f"[{study.name}/table.md](../results/{study.name}/table.md)" in page
+    assert page.count("commit abc") == len(LARGE)
+
+
+def test_a_difference_is_paired_by_seed_and_has_its_interval(write, tmp_path):
+    study = STUDIES["controls"]
+    write(study, {"entropy": 3.9}, noise=0.1)
+    found = difference(finished(study, tmp_path / "results" / "controls"), "entropy", "random")
+    assert found.mean == pytest.approx(2.718281828**-0.1 - 1, abs=1e-6)
+    assert found.half_width == pytest.approx(0, abs=1e-6)
+    assert found.better
+    assert str(found) == "-9.5 % [-9.5, -9.5]"
+    for seed, path in enumerate(sorted((tmp_path / "results" / "controls" / "runs").glob("random_lr0.003*"))):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"loss": 4.0 + (0.05, -0.05, 0.0)[seed] + 0.1 * seed}))
+    found = difference(finished(study, tmp_path / "results" / "controls"), "entropy", "random")
+    assert found.half_width == pytest.approx(4.303 * 0.0453 / 3**0.5, rel=0.01)
+    assert not found.better
+
+
+def test_an_unfinished_study_is_named_and_one_of_another_plan_refused(write, tmp_path):
+    study = STUDIES["controls"]
+    write(study)
+    runs = tmp_path / "results" / "controls" / "runs"
+    other = replace(study, plan=replace(study.plan, batch_size=9))
+    with pytest.raises(ValueError, match=r"made by another plan \(batch_size differ\)"):
+        report([other], tmp_path / "results", tmp_path / "results.md")
+    (runs / "random_lr0.003_seed2.json").unlink()
+    with pytest.raises(Unfinished, match="54 of the 55 runs of study 'controls' are there"):
+        finished(study, tmp_path / "results" / "controls")
+    assert "| not finished: controls |" in report([study], tmp_path / "results", tmp_path / "results.md")
+
+
+def test_a_study_moved_to_other_data_takes_it_for_further_tasks_too():
+    moved = STUDIES["mixed"].on("folder")
+    assert moved.plan.data == "folder"
+    assert [arm.plan["mixed"] for arm in moved.arms if arm.plan["mixed"]] == [
+        {"imdb": "folder", "listops_flat": "listops_flat"}
+    ] * 2
