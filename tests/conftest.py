@@ -1,5 +1,6 @@
-"""What all tests share: two threads, and hypothesis without clocks or chance."""
+"""What all tests share: two threads unless OMP_NUM_THREADS says otherwise, and hypothesis without clocks or chance."""
 
+import os
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 settings.register_profile("chiaroscuro", deadline=None, derandomize=True, max_examples=15)
 settings.load_profile("chiaroscuro")
 

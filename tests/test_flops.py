@@ -52,7 +52,6 @@ def test_planned_equals_executed_at_every_share(share, keys):
     assert_planned_is_executed(model, input_ids)
 
 
-@pytest.mark.xfail(reason="chosen queries are padded to the fullest row, and blocks reach to its keys", strict=True)
 @pytest.mark.parametrize("keys", ["all", "routed"])
 @pytest.mark.parametrize("share_of_rows", [1 / 4, 1 / 2])
 def test_planned_equals_executed_when_rows_differ_in_how_many_tokens_they_route(share_of_rows, keys):

@@ -3,7 +3,8 @@
 What a model plans to spend it says itself (`ChiarForCausalLM.flops`). Here torch's FlopCounterMode watches what is
 run, under the same convention (`chiaroscuro.mixers.flops`); it is told of the kernels it does not know: real FFTs,
 and scaled dot-product attention on the CPU and with the causal triangle left out. A kernel that is given a mask
-computes every pair, and is counted so.
+computes every pair, and is counted so; of the masked tiles of our own kernel, as of a causal one's, the pairs that are
+seen.
 """
 
 import math
@@ -11,16 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from chiaroscuro.mixers.flops import fft_flops
 from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro.ops.attention_cpu import computed_pairs
 
 
 def executed_flops(run: Callable[[], Any]) -> float:
     """FLOPs of every kernel that `run()` calls, backward passes included if it makes any."""
-    mapping = _fft_formulas() | _attention_formulas()
+    mapping = _fft_formulas() | _attention_formulas() | _tiled_formulas()
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         run()
     return float(counter.get_total_flops())
@@ -88,6 +90,21 @@ def _attention_formulas() -> dict[Any, Callable[..., float]]:
     }
     formulas: dict[Any, Callable[..., float]] = {kernel: _attention(place, False) for kernel, place in forward.items()}
     return formulas | {kernel: _attention(place, True) for kernel, place in backward.items()}
+
+
+def _tiled_formulas() -> dict[Any, Callable[..., float]]:
+    """They are given the tensors themselves, since what is computed depends on which tokens were chosen."""
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, *args: Any, out_val: Any = None) -> float:
+        return 4.0 * q.shape[1] * q.shape[3] * computed_pairs(visible_BQ, k.shape[2])
+
+    def backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any, out_val: Any = None) -> float:
+        return 2.5 * forward(q, k, v, args[2])
+
+    for formula in (forward, backward):
+        formula.__dict__["_get_raw"] = True
+    ops = torch.ops.chiaroscuro
+    return {ops.tiled_attention: forward, ops.tiled_attention_backward: backward}
 
 
 def _attention(causal_place: int, backward: bool) -> Callable[..., float]:

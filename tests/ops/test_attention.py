@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chiaroscuro.ops import chosen_attention
+from chiaroscuro.ops import attention_cpu, chosen_attention, packed_attention
 from chiaroscuro.ops.reference import attention
 
 
@@ -48,6 +48,89 @@ def test_outputs_and_gradients_by_definition(B, N, Q, K, padded, seed):
     wanted = torch.autograd.grad((expected * weights).sum(), (q, k, v), allow_unused=True, materialize_grads=True)
     for gradient, want in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient, want, atol=1e-10, rtol=0)
+
+
+def assert_as_defined(q, k, v, visible, valid):
+    out = chosen_attention(q, k, v, visible, valid)
+    expected = expected_attention(q, k, v, visible, valid)
+    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
+    weights = torch.randn_like(out)
+    gradients = torch.autograd.grad((out * weights).sum(), (q, k, v))
+    wanted = torch.autograd.grad((expected * weights).sum(), (q, k, v), allow_unused=True, materialize_grads=True)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, atol=1e-10, rtol=0)
+
+
+@given(
+    B=st.integers(1, 3),
+    Q=st.integers(1, 60),
+    K=st.integers(1, 70),
+    leaf=st.integers(1, 9),
+    aligned=st.sampled_from([1, 4]),
+    apart=st.booleans(),
+    padded=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_way_to_cut_the_staircase(B, Q, K, leaf, aligned, apart, padded, seed):
+    q, k, v, visible = inputs(B, 2, Q, K, 4, seed)
+    valid = torch.rand(B, K) < 0.7 if padded else None
+    visible = visible * (torch.rand(B, Q) < 0.9)  # padding queries anywhere
+    if not visible.any():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_cpu, "LEAF", leaf)
+        patch.setattr(attention_cpu, "ALIGNED", aligned)
+        patch.setattr(attention_cpu, "ROW_BY_ROW", 1 if apart else 1000)
+        assert_as_defined(q, k, v, visible, valid)
+        seen = torch.zeros(B, Q, K, dtype=torch.int)
+        for rows, queries, keys, _, _ in attention_cpu.tiles(visible, K):
+            seen[rows, queries, keys] += 1
+        assert seen.max() == 1, "a pair is computed twice"
+        assert seen[torch.arange(K) < visible[..., None]].all(), "a pair that is seen is left out"
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_at_lengths_that_are_cut_in_earnest(padded):
+    B, Q, K = 2, 700, 900
+    q, k, v, _ = inputs(B, 1, Q, K, 4)
+    visible = torch.stack([torch.randperm(K)[:Q].sort().values + 1 for _ in range(B)])
+    visible[1, 300:] = 0
+    valid = torch.rand(B, K) < 0.9 if padded else None
+    assert_as_defined(q, k, v, visible, valid)
+    exact = int(visible.sum())
+    assert exact <= attention_cpu.computed_pairs(visible, K) <= 1.01 * exact
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_lower_precision(dtype, tolerance):
+    q, k, v, visible = inputs(1, 2, 300, 400, 8)
+    valid = torch.rand(1, 400) < 0.9
+    expected = chosen_attention(q, k, v, visible, valid)
+    out = chosen_attention(*(x.to(dtype) for x in (q, k, v)), visible, valid)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_with_dropout_the_mean_is_the_attention_without():
+    q, k, v, visible = inputs(1, 1, 5, 6, 4)
+    mean = torch.stack([chosen_attention(q, k, v, visible, dropout=0.3) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(mean, chosen_attention(q, k, v, visible), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 40, 300])
+def test_packed_rows_attend_among_themselves(size):
+    q, k, v, _ = inputs(3, 2, size, size, 4)
+    counts = torch.tensor([size, size // 2, 0])
+    out = packed_attention(q, k, v, counts)
+    visible = (torch.arange(size) + 1) * (torch.arange(size) < counts[:, None])
+    filled = (visible > 0)[:, None, :, None]
+    torch.testing.assert_close(out * filled, expected_attention(q, k, v, visible), atol=1e-10, rtol=0)
+
+
+def test_torch_compile_takes_it_whole():
+    q, k, v, visible = inputs(2, 2, 150, 160, 4)
+    compiled = torch.compile(chosen_attention, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v, visible), chosen_attention(q, k, v, visible))
 
 
 def test_many_blocks_and_padding_queries_at_the_end_of_a_row():

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, register_mixer
 from chiaroscuro.mixers.flops import Flops, Work, linear_flops
-from chiaroscuro.ops import Chosen, chosen_attention, rotate
+from chiaroscuro.ops import Chosen, chosen_attention, packed_attention, rotate
 
 
 @register_mixer("attention")
@@ -78,6 +78,8 @@ class AttentionMixer(Mixer):
 
         if chosen is None and self._interface_knows_mask(context, past, x_BTD.shape[1], usable_BK):
             out = self._interface(q, k, v, context.attention_mask)
+        elif chosen is not None and keys_routed and past == 0 and self.causal:
+            out = packed_attention(q, k, v, chosen.counts_B, self._dropout)
         else:
             visible_BQ = self._visible(x_BTD, chosen, past, k.shape[2], keys_routed)
             out = chosen_attention(q, k, v, visible_BQ, usable_BK, self._dropout)

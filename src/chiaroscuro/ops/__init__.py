@@ -1,6 +1,6 @@
 """Pure functions on tensors: transforms, entropy, kernel mixing and attention of chosen queries. Imports torch only."""
 
-from chiaroscuro.ops.attention import chosen_attention
+from chiaroscuro.ops.attention import chosen_attention, packed_attention
 from chiaroscuro.ops.checks import NotFinite
 from chiaroscuro.ops.chosen import Chosen
 from chiaroscuro.ops.dct import dct, idct
@@ -16,6 +16,7 @@ __all__ = [
     "idct",
     "median_bandwidth",
     "noise_entropy",
+    "packed_attention",
     "random_frequencies",
     "rbf_feature_mix",
     "rbf_features",

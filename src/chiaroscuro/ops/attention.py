@@ -1,4 +1,4 @@
-"""Softmax attention of chosen queries, in blocks that stop at the last key their queries may see.
+"""Softmax attention of chosen queries, with the keys they may not see really left out.
 
 Shapes: B batch, N heads, Q queries, K keys, H head channels.
 """
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from chiaroscuro.ops.attention_cpu import ROW_BY_ROW, tiled_attention
 from chiaroscuro.ops.checks import require_finite
 
 
@@ -25,9 +26,10 @@ def chosen_attention(
         Queries of a row are in ascending order of that number, but for padding queries (0) anywhere; a query that
         sees no key returns zeros.
 
-    The queries are cut into blocks and each block is given the keys up to the last one it may see, so the causal
-    triangle is skipped but for a strip one block wide. Returns (B, N, Q, H). Raises ValueError for shapes that do not
-    fit and for NaN or infinity on the CPU.
+    On the CPU, without dropout, the causal triangle is cut into rectangles that need no mask and a strip of small
+    masked tiles (`chiaroscuro.ops.attention_cpu`); elsewhere the queries are cut into blocks, each over the keys up to
+    the last one it may see. Returns (B, N, Q, H). Raises ValueError for shapes that do not fit and for NaN or infinity
+    on the CPU.
     """
     B, N, Q, H = q_BNQH.shape
     K = k_BNKH.shape[2]
@@ -39,31 +41,45 @@ def chosen_attention(
             f"{shapes[2]} and key mask {shapes[3]} do not fit together"
         )
     require_finite("chosen_attention", q_BNQH, k_BNKH, v_BNKH)
-    block = block_size(Q)
+    if q_BNQH.device.type == "cpu" and dropout == 0.0:
+        out, _ = tiled_attention(q_BNQH, k_BNKH, v_BNKH, visible_BQ, key_valid_BK)
+        return out
+    return _in_blocks(q_BNQH, k_BNKH, v_BNKH, visible_BQ, key_valid_BK, dropout)
+
+
+def packed_attention(q_BNQH: Tensor, k_BNQH: Tensor, v_BNQH: Tensor, counts_B: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal attention among the first `counts_B[b]` entries of each row b; what is behind them is padding.
+
+    Rows are taken together or one by one, whichever wastes less. Returns (B, N, Q, H), arbitrary at padding. Raises
+    ValueError for NaN or infinity on the CPU.
+    """
+    require_finite("packed_attention", q_BNQH, k_BNQH, v_BNQH)
+    B, _, Q, _ = q_BNQH.shape
+    if B == 1 or Q < ROW_BY_ROW:
+        return scaled_dot_product_attention(q_BNQH, k_BNQH, v_BNQH, is_causal=True, dropout_p=dropout)
+    out = torch.zeros_like(q_BNQH)
+    for b, count in enumerate(counts_B.tolist()):
+        q, k, v = (x[b : b + 1, :, :count] for x in (q_BNQH, k_BNQH, v_BNQH))
+        out[b : b + 1, :, :count] = scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+    return out
+
+
+def _in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None, dropout: float
+) -> Tensor:
+    """Blocks of queries, each given the keys up to the last one that any of them may see, and a mask."""
+    size = min(64, max(16, q.shape[2] // 64))
     blocks = [
-        _attend_block(
-            q_BNQH[:, :, start : start + block],
-            k_BNKH,
-            v_BNKH,
-            visible_BQ[:, start : start + block],
-            key_valid_BK,
-            dropout,
-        )
-        for start in range(0, Q, block)
+        _attend_block(block, k, v, visible, key_valid_BK, dropout)
+        for block, visible in zip(q.split(size, dim=2), visible_BQ.split(size, dim=1), strict=True)
     ]
-    return torch.cat(blocks, dim=2) if blocks else torch.zeros_like(q_BNQH)
-
-
-def block_size(Q: int) -> int:
-    """Queries per block: a 64th of them, so that the masked strip is 2 % of the work, but neither so few that each
-    call is mostly overhead nor so many that the strip grows with them."""
-    return min(64, max(16, Q // 64))
+    return torch.cat(blocks, dim=2)
 
 
 def _attend_block(
     q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None, dropout: float
 ) -> Tensor:
-    end = int(visible_BQ.max())
+    end = int(visible_BQ.max()) if visible_BQ.numel() else 0
     if end > k.shape[2]:
         raise ValueError(f"chosen_attention: {end} visible and {k.shape[2]} given keys do not fit together")
     if end == 0:
