@@ -12,7 +12,7 @@ FLOORS = [
     {"routing"},
     {"modeling"},
     {"flops", "data", "training", "evaluation"},
-    {"analysis", "studies"},
+    {"analysis", "studies", "bench"},
     {"cli", "app"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

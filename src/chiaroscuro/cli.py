@@ -356,6 +356,65 @@ def study(
         print(page)
 
 
+@app.command(epilog="Example: chiaroscuro bench layer --rounds 9")
+def bench(
+    target: Annotated[str, typer.Argument(help="op, layer, model, train or decode")],
+    rounds: Annotated[int, typer.Option(min=2, help="times that each side is run, in turn with the others")] = 9,
+    lengths: Annotated[
+        list[int] | None, typer.Option("--length", help="tokens; may be repeated; default: the sizes that have bounds")
+    ] = None,
+    batch_size: BatchSize = 1,
+    hidden_size: HiddenSize = 512,
+    layers: Layers = 8,
+    heads: Heads = 8,
+    plot: Annotated[Path | None, typer.Option(help="write time against the given lengths to this file")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the figures to this file, as JSON")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time routed attention against full attention and the dense blend, side by side on this machine."""
+    import torch
+
+    from chiaroscuro import bench
+    from chiaroscuro.training import versions, write_json
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if plot is not None and not lengths:
+        raise ValueError("--plot needs --length, more than once")
+    wanted: dict[int, bench.Sizes | None] = {
+        length: bench.Sizes(batch_size, length, hidden_size, heads, layers, device, dtype) for length in lengths or ()
+    }
+    measured = {
+        length: [bench.measure(case, rounds) for case in bench.cases(target, sizes)]
+        for length, sizes in (wanted or {0: None}).items()
+    }
+    report = {
+        "target": target,
+        "versions": versions(),
+        "cases": [each.as_dict() for group in measured.values() for each in group],
+    }
+    if plot is not None:
+        bench.plot(measured, plot)
+    if out is not None:
+        write_json(out, report)
+    if as_json:
+        console.print_json(data=report)
+        return
+    for each in (each for group in measured.values() for each in group):
+        table = Table("", "ms", "ratio of times (quartiles)", "by FLOPs", "speed-up reached", "at most", "peak MiB")
+        ours = next(iter(each.seconds))
+        for side, seconds in each.seconds.items():
+            cells = ["", "", "", ""]
+            if side != ours:
+                middle, low, high = each.ratio[side]
+                bound = f"{each.at_most[side]:.2f}" if side in each.at_most else ""
+                cells = [f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{each.predicted[side]:.3f}"]
+                cells += [f"{each.reached[side]:.0%}", bound]
+            table.add_row(side, f"{seconds * 1e3:.1f}", *cells, f"{each.peak_bytes[side] / 2**20:.0f}")
+        table.title = each.name
+        console.print(table)
+
+
 @app.command(epilog="Example: chiaroscuro report")
 def report(
     results: Annotated[Path, typer.Option(help="where the studies keep their results")] = Path("results"),

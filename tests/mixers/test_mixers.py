@@ -121,7 +121,24 @@ def test_padding_reaches_no_other_token(name):
 def test_state_size_counts_what_the_state_holds(name):
     mixer, state = build(name), {}
     mixer(tokens(1, 9), None, Context(rotary=rotary(9), state=state))
-    assert mixer.state_size(9) == sum(tensor.numel() for tensor in state.values())
+    used = int(state.pop("used_B", 0))
+    held = [tensor[:, :, :used] if name in ("k", "v") else tensor for name, tensor in state.items()]
+    assert mixer.state_size(9) == sum(tensor.numel() for tensor in held)
+
+
+@pytest.mark.parametrize("keys", ["all", "routed"])
+def test_a_step_of_generation_copies_no_context_until_the_room_is_used_up(keys):
+    mixer, state, x = AttentionMixer(D, 2, keys).double().eval(), {}, tokens(2, 200)
+    whole = mixer(x, None, Context(rotary=rotary(200)))
+    places, outs = [], []
+    with torch.no_grad():
+        for t in range(200):
+            cos, sin = rotary(200)
+            here = (cos[:, t : t + 1], sin[:, t : t + 1])
+            outs.append(mixer(x[:, t : t + 1], None, Context(rotary=here, state=state)))
+            places.append(state["k"].data_ptr())
+    torch.testing.assert_close(torch.cat(outs, 1), whole, atol=1e-12, rtol=0)
+    assert len(set(places)) <= 4
 
 
 def test_dct_mixing_filters_the_spectrum_and_takes_a_spectrum_that_is_given():

@@ -14,6 +14,8 @@ from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, register_mixer
 from chiaroscuro.mixers.flops import Flops, Work, linear_flops
 from chiaroscuro.ops import Chosen, chosen_attention, packed_attention, rotate
 
+ROOM = 64  # tokens that a cache which is full grows by, at the least
+
 
 @register_mixer("attention")
 class AttentionMixer(Mixer):
@@ -73,7 +75,7 @@ class AttentionMixer(Mixer):
             usable_BT = chosen.filled_BQ
         elif self.keys == "routed" and context.routed_BT is not None:
             usable_BT = context.routed_BT
-        past = 0 if not context.state else context.state["k"].shape[2]
+        past = _used(context.state)
         k, v, usable_BK = _append(context.state, k, v, usable_BT)
 
         if chosen is None and self._interface_knows_mask(context, past, x_BTD.shape[1], usable_BK):
@@ -143,21 +145,41 @@ class AttentionMixer(Mixer):
         return 2 * length * self.hidden_size
 
 
+def _used(state: dict[str, Tensor] | None) -> int:
+    """How many keys a state holds."""
+    return int(state["used_B"][0]) if state else 0
+
+
 def _append(
     state: dict[str, Tensor] | None, k_BNTH: Tensor, v_BNTH: Tensor, usable_BT: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Put new keys and values behind those in `state`, and say which of all are usable (None: all).
 
-    The state marks the usable keys from the first time that some are not.
+    The state marks the usable keys from the first time that some are not. How many keys it holds it knows on the CPU,
+    where asking does not stall a GPU.
     """
     if state is None:
         return k_BNTH, v_BNTH, usable_BT
-    past = state["k"].shape[2] if state else 0
+    B, T = k_BNTH.shape[0], k_BNTH.shape[2]
+    past = _used(state)
     if usable_BT is not None or "usable_BK" in state:
-        B, T = k_BNTH.shape[0], k_BNTH.shape[2]
         before = state.get("usable_BK", k_BNTH.new_ones(B, past, dtype=torch.bool))
         now = k_BNTH.new_ones(B, T, dtype=torch.bool) if usable_BT is None else usable_BT
         state["usable_BK"] = torch.cat((before, now), dim=1)
-    state["k"] = torch.cat((state["k"], k_BNTH), dim=2) if past else k_BNTH
-    state["v"] = torch.cat((state["v"], v_BNTH), dim=2) if past else v_BNTH
-    return state["k"], state["v"], state.get("usable_BK")
+    for name, new in (("k", k_BNTH), ("v", v_BNTH)):
+        state[name] = _behind(state.get(name), past, new)
+    state["used_B"] = torch.full((B,), past + T, device="cpu")
+    return state["k"][:, :, : past + T], state["v"][:, :, : past + T], state.get("usable_BK")
+
+
+def _behind(buffer: Tensor | None, past: int, new_BNTH: Tensor) -> Tensor:
+    """A buffer whose first `past` entries of axis 2 are those of `buffer`, followed by `new_BNTH`: the same one while
+    there is room, so that a step of generation copies one token and not the whole context."""
+    end = past + new_BNTH.shape[2]
+    if buffer is None or buffer.shape[2] < end or new_BNTH.requires_grad:
+        room = new_BNTH.new_empty(*new_BNTH.shape[:2], end + max(ROOM, end // 4), new_BNTH.shape[3])
+        if buffer is not None:
+            room[:, :, :past] = buffer[:, :, :past]
+        buffer = room
+    buffer[:, :, past:end] = new_BNTH
+    return buffer

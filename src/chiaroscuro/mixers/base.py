@@ -68,7 +68,8 @@ class Mixer(nn.Module, ABC):
         """Forward FLOPs of `work`, by the convention of `chiaroscuro.mixers.flops`."""
 
     def state_size(self, length: int) -> int:
-        """How many numbers `state` holds per sequence after `length` tokens, all of them chosen."""
+        """How many numbers of `state` tell of `length` tokens of a sequence, all of them chosen; room to grow and a
+        count of a few bytes left out."""
         return 0
 
     def reset_parameters(self) -> None:

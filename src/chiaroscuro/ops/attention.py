@@ -40,20 +40,19 @@ def chosen_attention(
             f"chosen_attention: queries {tuple(q_BNQH.shape)}, keys {shapes[0]}, values {shapes[1]}, visible counts "
             f"{shapes[2]} and key mask {shapes[3]} do not fit together"
         )
-    require_finite("chosen_attention", q_BNQH, k_BNKH, v_BNKH)
     if q_BNQH.device.type == "cpu" and dropout == 0.0:
         out, _ = tiled_attention(q_BNQH, k_BNKH, v_BNKH, visible_BQ, key_valid_BK)
-        return out
-    return _in_blocks(q_BNQH, k_BNKH, v_BNKH, visible_BQ, key_valid_BK, dropout)
+    else:
+        out = _in_blocks(q_BNQH, k_BNKH, v_BNKH, visible_BQ, key_valid_BK, dropout)
+    require_finite("chosen_attention", out)  # what is seen and not finite makes the output so: one tensor to look at
+    return out
 
 
 def packed_attention(q_BNQH: Tensor, k_BNQH: Tensor, v_BNQH: Tensor, counts_B: Tensor, dropout: float = 0.0) -> Tensor:
     """Causal attention among the first `counts_B[b]` entries of each row b; what is behind them is padding.
 
-    Rows are taken together or one by one, whichever wastes less. Returns (B, N, Q, H), arbitrary at padding. Raises
-    ValueError for NaN or infinity on the CPU.
+    Rows are taken together or one by one, whichever wastes less. Returns (B, N, Q, H), arbitrary at padding.
     """
-    require_finite("packed_attention", q_BNQH, k_BNQH, v_BNQH)
     B, _, Q, _ = q_BNQH.shape
     if B == 1 or Q < ROW_BY_ROW:
         return scaled_dot_product_attention(q_BNQH, k_BNQH, v_BNQH, is_causal=True, dropout_p=dropout)

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LEAF = 128  # queries of a masked tile: fewer are slower per pair, more compute more pairs in vain
+# Queries of a masked tile. More compute more pairs in vain; the kernel takes fewer than this in smaller bites, a fifth
+# slower. Rectangles hold a multiple of it.
+LEAF = 192
 ALIGNED = 16  # keys of a rectangle are a multiple of this, which the matrix products are faster for
 ROW_BY_ROW = 256  # from that many queries on, rows of a batch are cut each for itself
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 class Tile(NamedTuple):
@@ -35,6 +37,14 @@ class Tile(NamedTuple):
     masked: bool
     first: bool
 
+    def of_queries(self, x: Tensor) -> Tensor:
+        """Its part of x (B, N, Q, ...)."""
+        return x[self.rows].narrow(2, self.queries.start, self.queries.stop - self.queries.start)
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        """Its part of x (B, N, K, ...)."""
+        return x[self.rows].narrow(2, self.keys.start, self.keys.stop - self.keys.start)
+
 
 def tiles(visible_BQ: Tensor, K: int) -> Iterator[Tile]:
     """The kernel calls for queries of which each sees the first `visible_BQ` of K keys."""
@@ -42,12 +52,15 @@ def tiles(visible_BQ: Tensor, K: int) -> Iterator[Tile]:
     apart = Q >= ROW_BY_ROW
     for rows in [slice(b, b + 1) for b in range(B)] if apart else [slice(0, B)]:
         seen_BQ = visible_BQ[rows]
-        # Padding queries see nothing and must not keep the others apart: bounds over the queries from here on, and so
-        # far.
-        least = seen_BQ.where(seen_BQ > 0, K).amin(0).flip(0).cummin(0).values.flip(0).tolist()
-        most = seen_BQ.amax(0).cummax(0).values.tolist()
-        count = int((seen_BQ > 0).any(0).nonzero()[-1]) + 1 if seen_BQ.any() else 0
-        yield from _cut(rows, least, most, 0, count, 0, K, True)
+        # Padding queries see nothing, and must not keep the others from being taken together: bounds over the queries
+        # from here on, and over those so far.
+        most_Q = seen_BQ.amax(0) if len(seen_BQ) > 1 else seen_BQ[0]
+        least_Q = seen_BQ.where(seen_BQ > 0, K).amin(0) if len(seen_BQ) > 1 else most_Q.where(most_Q > 0, K)
+        least = least_Q.flip(0).cummin(0).values.flip(0).tolist()
+        most = most_Q.cummax(0).values.tolist()
+        seeing = most_Q.nonzero()
+        if len(seeing):
+            yield from _cut(rows, least, most, 0, int(seeing[-1]) + 1, 0, K, True)
 
 
 def computed_pairs(visible_BQ: Tensor, K: int) -> int:
@@ -65,11 +78,11 @@ def _cut(
 ) -> Iterator[Tile]:
     """Tiles for the queries from `start` to `end` and the keys from `key` on."""
     if end - start <= LEAF:
-        last = min(K, -(-most[end - 1] // ALIGNED) * ALIGNED) if end > start else 0
+        last = min(K, -(-most[end - 1] // ALIGNED) * ALIGNED)
         if last > key:
             yield Tile(rows, slice(start, end), slice(key, last), True, first)
         return
-    middle = (start + end) // 2
+    middle = end - LEAF * max(1, (end - start) // (2 * LEAF))
     seen_by_all = least[middle] // ALIGNED * ALIGNED
     yield from _cut(rows, least, most, start, middle, key, K, first)
     if seen_by_all > key:
@@ -89,13 +102,12 @@ def tiled_attention(
     B, N, Q, _ = q.shape
     if int(visible_BQ.max() if B * Q else 0) > k.shape[2]:
         raise ValueError(f"chosen_attention: more visible keys than the {k.shape[2]} given do not fit together")
-    out = torch.zeros_like(q)
+    out = torch.empty_like(q)
     lse = q.new_full((B, N, Q), _low(q), dtype=_lse_dtype(q))
     for tile in tiles(visible_BQ, k.shape[2]):
-        rows, queries, keys = tile[:3]
         mask = _mask(tile, q, visible_BQ, key_valid_BK)
-        part, part_lse = _forward(q[rows, :, queries], k[rows, :, keys], v[rows, :, keys], 0.0, False, attn_mask=mask)
-        merged, merged_lse = out[rows, :, queries], lse[rows, :, queries]
+        part, part_lse = _forward(tile.of_queries(q), tile.of_keys(k), tile.of_keys(v), 0.0, False, attn_mask=mask)
+        merged, merged_lse = tile.of_queries(out), tile.of_queries(lse)
         if tile.first:
             merged.copy_(part)
             merged_lse.copy_(part_lse)
@@ -130,12 +142,11 @@ def tiled_attention_backward(
         gradient = gradient.masked_fill(blind_BNQ[..., None], 0.0)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for tile in tiles(visible_BQ, k.shape[2]):
-        rows, queries, keys = tile[:3]
         mask = _mask(tile, q, visible_BQ, key_valid_BK)
-        taken = [x[rows, :, queries] for x in (gradient, q)] + [x[rows, :, keys] for x in (k, v)]
-        parts = _backward(*taken, out[rows, :, queries], lse[rows, :, queries].contiguous(), 0.0, False, attn_mask=mask)
-        for total, part, where in zip((dq, dk, dv), parts, (queries, keys, keys), strict=True):
-            total[rows, :, where] += part
+        taken = [tile.of_queries(gradient), tile.of_queries(q), tile.of_keys(k), tile.of_keys(v), tile.of_queries(out)]
+        parts = _backward(*taken, tile.of_queries(lse).contiguous(), 0.0, False, attn_mask=mask)
+        for total, part in zip((tile.of_queries(dq), tile.of_keys(dk), tile.of_keys(dv)), parts, strict=True):
+            total.add_(part)
     return dq, dk, dv
 
 
@@ -178,7 +189,7 @@ def _mask(tile: Tile, q: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None
         hidden = invalid.expand(-1, queries.stop - queries.start, -1) if hidden is None else hidden | invalid
     if hidden is None:
         return None
-    return q.new_zeros(hidden.shape).masked_fill_(hidden, _low(q))[:, None]
+    return torch.where(hidden, q.new_tensor(_low(q)), q.new_tensor(0.0))[:, None]
 
 
 def _blind(q: Tensor, lse_BNQ: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None) -> Tensor:

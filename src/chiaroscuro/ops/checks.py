@@ -9,7 +9,7 @@ class NotFinite(ValueError):
 
 
 def require_finite(name: str, *tensors: Tensor) -> None:
-    """Raise NotFinite, a ValueError, when a CPU tensor holds NaN or infinity, naming the operator it was given to.
+    """Raise NotFinite, a ValueError, when a CPU tensor holds NaN or infinity, naming the operator it is of.
 
     The sum is tested first because it reads each tensor once and allocates nothing; only when it is not finite, which a
     sum of large finite numbers may also be, are the entries looked at. On an accelerator the check is left out: it
@@ -21,4 +21,4 @@ def require_finite(name: str, *tensors: Tensor) -> None:
         if tensor.device.type != "cpu":
             return
         if not torch.isfinite(tensor.detach().sum()) and not torch.isfinite(tensor).all():
-            raise NotFinite(f"{name}: the input holds NaN or infinity; look for the step before it that diverged")
+            raise NotFinite(f"{name}: NaN or infinity came in; look for the step before it that diverged")

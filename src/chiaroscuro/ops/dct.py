@@ -10,12 +10,17 @@ is orthonormal, so its transpose is its inverse: each is the backward pass of th
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chiaroscuro.ops.checks import require_finite
+
+# Elements of the rows that stay in the cache. Every entry of a vector goes into the first one of its transform, so that
+# one tells whether any of them was NaN or infinite.
+AT_A_TIME = 2**17
 
 
 def dct(x: Tensor) -> Tensor:
@@ -25,13 +30,17 @@ def dct(x: Tensor) -> Tensor:
         float32. Raises ValueError for integer, complex or empty input, and for NaN or infinity on the CPU.
     """
     _check("dct", x)
-    return _DCT.apply(_computed(x)).to(x.dtype) if x.numel() else x
+    X = _DCT.apply(_computed(x)) if x.numel() else x
+    require_finite("dct", X[..., 0])
+    return X.to(x.dtype)
 
 
 def idct(X: Tensor) -> Tensor:
     """Inverse of `dct` (an orthonormal DCT-III) over the last axis; same shapes, dtypes and errors."""
     _check("idct", X)
-    return _IDCT.apply(_computed(X)).to(X.dtype) if X.numel() else X
+    x = _IDCT.apply(_computed(X)) if X.numel() else X
+    require_finite("idct", x[..., 0])
+    return x.to(X.dtype)
 
 
 def _check(name: str, x: Tensor) -> None:
@@ -39,7 +48,6 @@ def _check(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: expected a real floating-point tensor, got {x.dtype}")
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"{name}: the last axis must hold at least one channel, got shape {tuple(x.shape)}")
-    require_finite(name, x)
 
 
 def _computed(x: Tensor) -> Tensor:
@@ -47,37 +55,55 @@ def _computed(x: Tensor) -> Tensor:
 
 
 def _phase(D: int, x: Tensor) -> Tensor:
-    """exp(-i pi k / 2D) for the D // 2 + 1 coefficients a real FFT returns."""
-    angle = torch.arange(D // 2 + 1, dtype=x.dtype, device=x.device) * (-math.pi / (2 * D))
-    return torch.polar(torch.ones_like(angle), angle)
+    """sqrt(2) exp(-i pi k / 2D), and 1 for k = 0, for the D // 2 + 1 coefficients a real FFT returns."""
+    k = torch.arange(D // 2 + 1, dtype=x.dtype, device=x.device)
+    length = torch.full_like(k, math.sqrt(2))
+    length[0] = 1.0
+    return torch.polar(length, k * (-math.pi / (2 * D)))
 
 
-def _forward(x: Tensor) -> Tensor:
+# Both transforms are one FFT of length D and little else: time goes by passes over memory. So what can be is written
+# in place, and only so many rows are taken at a time that all passes over them find them in the cache.
+
+
+def _forward(x: Tensor, X: Tensor) -> None:
     D = x.shape[-1]
-    reordered = torch.cat((x[..., ::2], x[..., 1::2].flip(-1)), dim=-1)
-    V = torch.fft.rfft(reordered, norm="ortho") * _phase(D, x)
+    half = (D + 1) // 2
+    X[..., :half] = x[..., ::2]
+    X[..., half:] = x[..., 1::2].flip(-1)
+    V = torch.view_as_real(torch.fft.rfft(X, norm="ortho").mul_(_phase(D, x)))
     # X_k = Re V_k and X_{D-k} = -Im V_k; both halves come from the same half spectrum.
-    X = torch.cat((V.real, -V.imag[..., 1 : (D + 1) // 2].flip(-1)), dim=-1) * math.sqrt(2)
-    X[..., 0] *= math.sqrt(0.5)
-    return X
+    X[..., : D // 2 + 1] = V[..., 0]
+    X[..., D // 2 + 1 :] = V[..., 1:half, 1].neg_().flip(-1)
 
 
-def _inverse(X: Tensor) -> Tensor:
+def _inverse(X: Tensor, x: Tensor) -> None:
     D = X.shape[-1]
-    mirrored = torch.cat((torch.zeros_like(X[..., :1]), X[..., 1:].flip(-1)), dim=-1)[..., : D // 2 + 1]
-    V = torch.complex(X[..., : D // 2 + 1], -mirrored) * _phase(D, X).conj() * math.sqrt(0.5)
-    V[..., 0] *= math.sqrt(2)
-    reordered = torch.fft.irfft(V, n=D, norm="ortho")
-    x = torch.empty_like(reordered)
-    x[..., ::2] = reordered[..., : (D + 1) // 2]
-    x[..., 1::2] = reordered[..., (D + 1) // 2 :].flip(-1)
-    return x
+    half = (D + 1) // 2
+    V = X.new_empty(*X.shape[:-1], D // 2 + 1, 2)
+    V[..., 0] = X[..., : D // 2 + 1]
+    V[..., 0, 1] = 0.0
+    torch.neg(X[..., half:].flip(-1), out=V[..., 1:, 1])
+    V_k = torch.view_as_complex(V).mul_(_phase(D, X).reciprocal())
+    reordered = torch.fft.irfft(V_k, n=D, norm="ortho")
+    x[..., ::2] = reordered[..., :half]
+    x[..., 1::2] = reordered[..., half:].flip(-1)
+
+
+def _by_rows(transform: Callable[[Tensor, Tensor], None], x: Tensor) -> Tensor:
+    """`transform` of all vectors; it is given some of them and where to write their transforms."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows, into = x.reshape(-1, x.shape[-1]), out.view(-1, x.shape[-1])
+    size = max(1, AT_A_TIME // x.shape[-1])
+    for part, place in zip(rows.split(size), into.split(size), strict=True):
+        transform(part, place)
+    return out
 
 
 class _DCT(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return _forward(x)
+        return _by_rows(_forward, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -91,7 +117,7 @@ class _DCT(torch.autograd.Function):
 class _IDCT(torch.autograd.Function):
     @staticmethod
     def forward(X: Tensor) -> Tensor:
-        return _inverse(X)
+        return _by_rows(_inverse, X)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from chiaroscuro.ops.dct import dct
+from chiaroscuro.ops.dct import AT_A_TIME, dct
 
 
 def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
@@ -26,24 +26,32 @@ def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
 
 def spectrum_entropy(X: Tensor, dc_weight: float = 1.0) -> Tensor:
     """`spectral_entropy` of vectors whose DCT coefficients X (..., D) are already at hand."""
+    computed = X if X.dtype == torch.float64 else X.float()
+    if computed.requires_grad and torch.is_grad_enabled():
+        return _entropy(computed, dc_weight).to(X.dtype)
+    # Some rows at a time, so that all passes over them find them in the cache.
+    rows = computed.reshape(-1, X.shape[-1]).split(max(1, AT_A_TIME // X.shape[-1]))
+    parts = [_entropy(part, dc_weight) for part in rows]
+    return torch.cat(parts).view(X.shape[:-1]).to(X.dtype)
+
+
+def _entropy(X: Tensor, dc_weight: float) -> Tensor:
     D = X.shape[-1]
     if D == 1:
         return X[..., 0] * 0.0
-    computed = X if X.dtype == torch.float64 else X.float()
     # The entropy does not change with the length of the vector, so the division needs no gradient of its own. Vectors
     # too short for their squares to be told from zero count as zero, which bounds the gradient.
-    scale = computed.detach().abs().amax(-1, keepdim=True)
-    tiny = torch.finfo(computed.dtype).tiny
-    scaled = torch.where(scale > math.sqrt(tiny), computed / scale.clamp_min(tiny), 0.0)
-    energy = scaled.square()
+    scale = X.detach().abs().amax(-1, keepdim=True)
+    tiny = torch.finfo(X.dtype).tiny
+    long_enough = scale > math.sqrt(tiny)
+    energy = (X * torch.where(long_enough, scale, math.inf).reciprocal()).square()
     if dc_weight != 1.0:
         energy = torch.cat((dc_weight * energy[..., :1], energy[..., 1:]), dim=-1)
-    total = energy.sum(-1)
+    total = energy.sum(-1).clamp_min(tiny)
     # -sum p ln p = ln S - sum(e ln e) / S, with e = 0 where S = 0.
     spread = (energy * energy.clamp_min(tiny).log()).sum(-1)
-    total = total.clamp_min(tiny)
-    entropy = torch.where(scale[..., 0] > math.sqrt(tiny), total.log() - spread / total, 0.0)
-    return (entropy / math.log(D)).clamp(0.0, 1.0).to(X.dtype)
+    entropy = torch.where(long_enough[..., 0], total.log() - spread / total, 0.0)
+    return (entropy / math.log(D)).clamp(0.0, 1.0)
 
 
 def noise_entropy(D: int) -> float:

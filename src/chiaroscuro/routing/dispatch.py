@@ -55,9 +55,10 @@ def dispatch(
                 for chosen, gate_BT in zip(routing.chosen, routing.gates_BTO.unbind(-1), strict=True)
             ]
             rows = [row * gate[:, None] for row, gate in zip(rows, gates, strict=True)]
-        places = torch.cat([chosen.flat_M for chosen in routing.chosen])
         out = x_BTD.new_zeros(x_BTD.shape[0] * x_BTD.shape[1], x_BTD.shape[2])
-        return out.index_copy(0, places, torch.cat(rows).to(x_BTD.dtype)).view_as(x_BTD)
+        for chosen, row in zip(routing.chosen, rows, strict=True):
+            out.index_copy_(0, chosen.flat_M, row.to(x_BTD.dtype))
+        return out.view_as(x_BTD)
     out = torch.zeros_like(x_BTD)
     for index, (module, context) in enumerate(zip(modules, contexts, strict=True)):
         if routing.chosen is not None:

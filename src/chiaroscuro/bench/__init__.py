@@ -1,0 +1,7 @@
+"""Times against full attention and against the dense blend, measured side by side."""
+
+from chiaroscuro.bench.cases import TARGETS, Case, Sizes, cases
+from chiaroscuro.bench.measure import Measured, measure
+from chiaroscuro.bench.plot import plot
+
+__all__ = ["TARGETS", "Case", "Measured", "Sizes", "cases", "measure", "plot"]

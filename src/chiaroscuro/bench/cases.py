@@ -1,0 +1,305 @@
+"""What is timed: an operator, a layer, the body of a model, a training step, decoding; each against its rivals.
+
+Half of the tokens of every row are routed to attention, exactly and at random; beside it stands routing by entropy,
+with thresholds from the same input. All sides have the same size.
+
+Shapes: B batch, T tokens, N heads, H head channels, D model channels.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from chiaroscuro.mixers import NO_CONTEXT, AttentionMixer, Context, DCTMixer
+from chiaroscuro.modeling import ChiarConfig, ChiarModel
+from chiaroscuro.ops import Chosen, chosen_attention, packed_attention, rotary_tables
+from chiaroscuro.routing import RoutedMixer, ThresholdRouter, calibrate, forced
+
+Keys = Literal["all", "routed"]
+KEYS: tuple[Keys, ...] = ("all", "routed")
+TARGETS = ("op", "layer", "model", "train", "decode")
+VOCABULARY = 512
+
+
+@dataclass(frozen=True)
+class Sizes:
+    batch: int
+    length: int
+    width: int
+    heads: int
+    layers: int = 1
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Case:
+    """keys: whom a routed token sees. sides: what is run, ours first. check: raises AssertionError when ours computes
+    something else than it should. at_most: per other side the ratio of times that we mean to reach."""
+
+    name: str
+    keys: Keys
+    sides: dict[str, Callable[[], Any]]
+    check: Callable[[], None]
+    at_most: dict[str, float] = field(default_factory=dict)
+
+
+def cases(target: str, sizes: Sizes | None = None) -> Iterator[Case]:
+    """The cases of a target: those with bounds, or, with `sizes`, those of that size. Raises ValueError for an unknown
+    target."""
+    one = None if sizes is None else replace(sizes, layers=1)
+    if target == "op":
+        for keys, bound in zip(KEYS, (0.60, 0.30), strict=True):
+            yield op(one or Sizes(1, 4096, 512, 8), keys, {} if sizes else {FULL: bound})
+    elif target == "layer":
+        for keys, bound, blend in zip(KEYS, (0.75, 0.48), (0.65, 0.42), strict=True):
+            yield layer(one or Sizes(1, 4096, 512, 8), keys, {} if sizes else {FULL: bound, BLEND: blend})
+    elif target == "model":
+        for keys, bound in zip(KEYS, (0.80, 0.67), strict=True):
+            yield body(sizes or Sizes(1, 4096, 512, 8, 8), keys, {} if sizes else {FULL: bound})
+        for width in (256, 1024) if sizes is None else ():
+            for keys in KEYS:
+                yield body(Sizes(8, 256, width, width // 64, 8), keys, {FULL: 1.0})
+    elif target == "train":
+        for keys, bound in zip(KEYS, (0.90, 0.80), strict=True):
+            yield training_step(sizes or Sizes(1, 2048, 512, 8, 8), keys, {} if sizes else {FULL: bound})
+    elif target == "decode":
+        for keys in KEYS:
+            yield decoding(sizes or Sizes(1, 4096, 512, 8, 8), keys, {} if sizes else {FULL: 0.85})
+    else:
+        raise ValueError(f"unknown target {target!r}; known targets: {', '.join(TARGETS)}")
+
+
+OURS, ENTROPY, BLEND, FULL = "ours", "ours, routed by entropy", "dense blend", "full attention"
+
+
+def half(batch: int, length: int, device: str = "cpu") -> Tensor:
+    """(B, T): True for exactly half of the tokens of each row, at random."""
+    order = torch.rand(batch, length, generator=torch.Generator().manual_seed(0)).argsort(1)
+    return (order < length // 2).to(device)
+
+
+def close(ours: Tensor, expected: Tensor) -> None:
+    """Raises AssertionError unless `ours` is `expected` to the precision of its type."""
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-10}.get(ours.dtype, 2e-2)
+    torch.testing.assert_close(ours, expected, atol=tolerance, rtol=tolerance)
+
+
+def op(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+    """Attention alone, heads already split."""
+    B, T, N, H = sizes.batch, sizes.length, sizes.heads, sizes.width // sizes.heads
+    options: dict[str, Any] = {"device": sizes.device, "dtype": sizes.dtype}
+    q, k, v = (torch.randn(B, N, T, H, **options) for _ in range(3))
+    chosen = Chosen(half(B, T, sizes.device))
+    taken = [chosen.pad(chosen.take(x.transpose(1, 2))).transpose(1, 2).contiguous() for x in (q, k, v)]
+    visible = chosen.pad(torch.arange(1, T + 1, device=sizes.device).repeat(B)[chosen.flat_M])
+
+    def full() -> Tensor:
+        return scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def ours() -> Tensor:
+        if keys == "routed":
+            return packed_attention(taken[0], taken[1], taken[2], chosen.counts_B)
+        return chosen_attention(taken[0], k, v, visible)
+
+    def check() -> None:
+        mask = chosen.mask_BT
+        allowed = torch.ones(T, T, dtype=torch.bool, device=sizes.device).tril()
+        if keys == "routed":
+            allowed = allowed & mask[:, None, None, :] | torch.eye(T, dtype=torch.bool, device=sizes.device)
+        expected = scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        close(ours().transpose(1, 2).flatten(0, 1), expected.transpose(1, 2)[mask])
+
+    return Case(
+        f"attention op, {_shown(sizes, keys)}", keys, {OURS: _forward(ours), FULL: _forward(full)}, check, at_most
+    )
+
+
+class _Body(nn.Module):
+    """A model given embeddings."""
+
+    def __init__(self, model: ChiarModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(inputs_embeds=x).last_hidden_state
+
+
+class _Layer(nn.Module):
+    """A norm and what follows it, as in a pre-norm layer."""
+
+    def __init__(self, mixer: RoutedMixer, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mixer = mixer
+
+    def forward(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        mixed, _ = self.mixer(self.norm(x), context)
+        return x + mixed
+
+
+def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+    """Norm, routing, operators with their projections, residual."""
+    B, T, D, N = sizes.batch, sizes.length, sizes.width, sizes.heads
+    torch.manual_seed(0)
+    x = torch.randn(B, T, D, device=sizes.device, dtype=sizes.dtype)
+    tables = rotary_tables(torch.arange(T, device=sizes.device)[None], D // N)
+    context = Context(rotary=(tables[0].to(sizes.dtype), tables[1].to(sizes.dtype)))
+    routed = RoutedMixer({"dct": DCTMixer(D), "attention": AttentionMixer(D, N, keys)}, ThresholdRouter(D, 2))
+    ours, full = _Layer(routed, D), _Layer(RoutedMixer({"attention": AttentionMixer(D, N)}), D)
+    for module in (ours, full):
+        module.to(sizes.device, sizes.dtype).eval()
+    calibrate(ours, x)
+    choice = half(B, T, sizes.device).long()
+
+    def run(dispatch: Literal["sparse", "dense"]) -> Tensor:
+        routed.dispatch = dispatch
+        assert routed.router is not None
+        with forced(routed.router, choice):
+            return ours(x, context)
+
+    return Case(
+        f"layer, {_shown(sizes, keys)}",
+        keys,
+        {
+            OURS: _forward(lambda: run("sparse")),
+            ENTROPY: _forward(lambda: ours(x, context)),
+            BLEND: _forward(lambda: run("dense")),
+            FULL: _forward(lambda: full(x, context)),
+        },
+        lambda: close(_forward(lambda: run("sparse"))(), _forward(lambda: run("dense"))()),
+        at_most,
+    )
+
+
+def _bodies(sizes: Sizes, keys: Keys) -> tuple[ChiarModel, ChiarModel]:
+    """The body of `v2` and its full-attention twin."""
+    size = {"hidden_size": sizes.width, "num_attention_heads": sizes.heads, "num_hidden_layers": sizes.layers}
+    torch.manual_seed(0)
+    models = [
+        ChiarModel(ChiarConfig.from_recipe(recipe, vocab_size=VOCABULARY, dropout=0.0, **size, **extra))
+        for recipe, extra in (("v2", {"attention_keys": keys}), ("full_attention", {}))
+    ]
+    for model in models:
+        nn.Module.to(model, sizes.device, sizes.dtype).eval()
+    return models[0], models[1]
+
+
+def _routed_by_half(model: ChiarModel, dispatch: str, run: Callable[[], Any], choice: Tensor) -> Any:
+    """`run()` with every layer that has a choice forced to `choice`."""
+    with ExitStack() as stack:
+        for part in model.modules():
+            if isinstance(part, RoutedMixer) and part.router is not None:
+                part.dispatch = dispatch  # type: ignore[assignment]
+                stack.enter_context(forced(part.router, choice))
+        return run()
+
+
+def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+    """All layers, without embedding and head, forward."""
+    ours, full = _bodies(sizes, keys)
+    x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    calibrate(_Body(ours), x)
+    choice = half(sizes.batch, sizes.length, sizes.device).long()
+
+    def run(model: ChiarModel, dispatch: str) -> Tensor:
+        return _routed_by_half(model, dispatch, lambda: model(inputs_embeds=x).last_hidden_state, choice)
+
+    sides = {
+        OURS: _forward(lambda: run(ours, "sparse")),
+        ENTROPY: _forward(lambda: _Body(ours)(x)),
+        BLEND: _forward(lambda: run(ours, "dense")),
+        FULL: _forward(lambda: run(full, "sparse")),
+    }
+    return Case(
+        f"body of v2, {_shown(sizes, keys)}", keys, sides, lambda: close(sides[OURS](), sides[BLEND]()), at_most
+    )
+
+
+def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+    """Forward and backward pass of the body, and a step of AdamW."""
+    ours, full = _bodies(sizes, keys)
+    x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    choice = half(sizes.batch, sizes.length, sizes.device).long()
+    optimisers = {model: torch.optim.AdamW(model.parameters(), lr=0.0, fused=True) for model in (ours, full)}
+
+    def gradients(model: ChiarModel, dispatch: str) -> list[Tensor]:
+        model.train()
+        loss = (
+            _routed_by_half(model, dispatch, lambda: model(inputs_embeds=x).last_hidden_state, choice).square().mean()
+        )
+        loss.backward()
+        found = [p.grad for p in model.parameters() if p.grad is not None]
+        optimisers[model].step()
+        optimisers[model].zero_grad()
+        return found
+
+    def check() -> None:
+        for sparse, dense in zip(gradients(ours, "sparse"), gradients(ours, "dense"), strict=True):
+            close(sparse, dense)
+
+    sides = {
+        OURS: lambda: gradients(ours, "sparse"),
+        BLEND: lambda: gradients(ours, "dense"),
+        FULL: lambda: gradients(full, "sparse"),
+    }
+    return Case(f"training step of v2, {_shown(sizes, keys)}", keys, sides, check, at_most)
+
+
+STEPS = 16
+
+
+def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+    """Some steps of one token each behind a cached context; in each layer half of them go to attention."""
+    ours, full = _bodies(sizes, keys)
+    length = sizes.length + STEPS
+    x = torch.randn(sizes.batch, length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    choice = half(sizes.batch, length, sizes.device).long()
+
+    def go_on(model: ChiarModel, cache: Any, start: int, end: int) -> Any:
+        def run() -> Any:
+            return model(inputs_embeds=x[:, start:end], past_key_values=cache, use_cache=True)
+
+        return _routed_by_half(model, "sparse", run, choice[:, start:end])
+
+    def steps(model: ChiarModel) -> Callable[[], Tensor]:
+        cache = _forward(lambda: go_on(model, None, 0, sizes.length).past_key_values)()
+        before = [{operator: dict(state) for operator, state in layer.states.items()} for layer in cache.layers]
+
+        def run() -> Tensor:
+            # Back to where the context ended; what was written behind it is not looked at.
+            for layer, states in zip(cache.layers, before, strict=True):
+                layer.states.clear()
+                layer.states.update({operator: dict(state) for operator, state in states.items()})
+                layer.seen = sizes.length
+            found = [go_on(model, cache, t, t + 1).last_hidden_state for t in range(sizes.length, length)]
+            return torch.cat(found, dim=1)
+
+        return _forward(run)
+
+    sides = {OURS: steps(ours), FULL: steps(full)}
+
+    def check() -> None:
+        whole = _forward(lambda: go_on(ours, None, 0, length).last_hidden_state)()
+        close(sides[OURS](), whole[:, sizes.length :])
+
+    return Case(f"decoding with v2, {_shown(sizes, keys)}", keys, sides, check, at_most)
+
+
+def _forward(run: Callable[[], Any]) -> Callable[[], Any]:
+    def without_gradients() -> Any:
+        with torch.no_grad():
+            return run()
+
+    return without_gradients
+
+
+def _shown(sizes: Sizes, keys: Keys) -> str:
+    layers = f", {sizes.layers} layers" if sizes.layers > 1 else ""
+    return f"B {sizes.batch}, T {sizes.length}, d {sizes.width}, {sizes.heads} heads{layers}, {keys} keys"
