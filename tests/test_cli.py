@@ -159,7 +159,8 @@ def test_bad_input_is_told_in_one_line(call, run, english, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "compare", "study", "eval", "generate", "route", "tokens", "calibrate", "convert"]
+    "command",
+    ["train", "compare", "study", "report", "eval", "generate", "route", "tokens", "calibrate", "convert", "bench"],
 )
 def test_help_ends_in_an_example_of_the_command(call, command):
     code, out, _ = call(command, "--help")

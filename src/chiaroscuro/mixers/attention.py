@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
@@ -65,20 +66,25 @@ class AttentionMixer(Mixer):
         queries = x_BTD if chosen is None else chosen.take(x_BTD)
         keys_routed = self.keys == "routed" and chosen is not None
         sources = queries if keys_routed else x_BTD
-        q = self._heads(self.query(queries), context.rotary, chosen)
         k, v = self.key_value(sources).chunk(2, dim=-1)
         k = self._heads(k, context.rotary, chosen if keys_routed else None)
         v = self._heads(v, None, chosen if keys_routed else None)
 
         usable_BT = context.valid_BT
         if chosen is not None and keys_routed:
-            usable_BT = chosen.filled_BQ
+            usable_BT = chosen.filled_BQ if len(x_BTD) > 1 else None  # a single row has no padding
         elif self.keys == "routed" and context.routed_BT is not None:
             usable_BT = context.routed_BT
         past = _used(context.state)
         k, v, usable_BK = _append(context.state, k, v, usable_BT)
+        if chosen is not None and chosen.Q == 0 and not torch.is_grad_enabled():
+            return queries  # nobody asks; in training the weights still get their zero gradient below
 
-        if chosen is None and self._interface_knows_mask(context, past, x_BTD.shape[1], usable_BK):
+        q = self._heads(self.query(queries), context.rotary, chosen)
+        if x_BTD.shape[1] == 1 and usable_BK is None and context.attention_mask is None:
+            # One token per row sees whatever there is.
+            out = scaled_dot_product_attention(q, k, v, dropout_p=self._dropout)
+        elif chosen is None and self._interface_knows_mask(context, past, x_BTD.shape[1], usable_BK):
             out = self._interface(q, k, v, context.attention_mask)
         elif chosen is not None and keys_routed and past == 0 and self.causal:
             out = packed_attention(q, k, v, chosen.counts_B, self._dropout)

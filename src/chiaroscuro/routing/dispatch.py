@@ -43,6 +43,8 @@ def dispatch(
     Sparse: each module computes its own tokens only. Dense: each computes all tokens and the gates blend them. For hard
     choices outputs and gradients are equal.
     """
+    if sparse and x_BTD.shape[:2] == (1, 1) and contexts[0].valid_BT is None:
+        return _dispatch_one(modules, x_BTD, routing, contexts)
     if sparse:
         assert routing.chosen is not None
         rows = [
@@ -65,6 +67,18 @@ def dispatch(
             context = replace(context, routed_BT=routing.chosen[index].mask_BT)
         out = out + routing.gates_BTO[..., index, None] * module(x_BTD, None, context)
     return out
+
+
+def _dispatch_one(modules: Sequence[Mixer], x_BTD: Tensor, routing: Routing, contexts: Sequence[Context]) -> Tensor:
+    """The same for a single token, as in generation: nothing to gather and to put back. Operators that the token does
+    not go to are shown it only if they remember tokens."""
+    assert routing.chosen is not None
+    taken = int(routing.choice_BT)
+    for index, (module, chosen, context) in enumerate(zip(modules, routing.chosen, contexts, strict=True)):
+        if index != taken and module.state_size(1):
+            module(x_BTD, chosen, context)
+    out = modules[taken](x_BTD, None, contexts[taken])
+    return out * routing.gates_BTO[..., taken, None] if routing.gates_BTO.requires_grad else out
 
 
 class RoutedMixer(nn.Module):

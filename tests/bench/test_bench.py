@@ -1,0 +1,104 @@
+"""The bench: every case agrees with its dense form, times are taken in turn, and wrong results are not timed."""
+
+import json
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chiaroscuro import bench, cli
+from chiaroscuro.bench.cases import FULL, OURS, half
+from chiaroscuro.bench.measure import measure, peak_bytes
+
+SIZES = bench.Sizes(batch=2, length=40, width=32, heads=2, layers=3)
+
+
+@pytest.mark.parametrize("target", bench.TARGETS)
+@pytest.mark.parametrize("keys", ["all", "routed"])
+def test_every_case_computes_what_its_dense_form_does(target, keys):
+    (case,) = (case for case in bench.cases(target, SIZES) if case.keys == keys)
+    case.check()
+    measured = bench.measure(case, rounds=2)
+    assert list(measured.seconds)[0] == OURS
+    assert measured.flops[OURS] < measured.flops[FULL]
+    assert measured.ratio[FULL][1] <= measured.ratio[FULL][0] <= measured.ratio[FULL][2]
+    assert measured.met, "no bounds for sizes of one's own"
+
+
+def test_half_of_every_row_is_chosen():
+    assert half(5, 40).sum(1).tolist() == [20] * 5
+    assert len({tuple(row.tolist()) for row in half(5, 40)}) == 5
+
+
+def test_times_of_wrong_results_are_not_taken():
+    (case, _) = bench.cases("layer", SIZES)
+    timed = []
+
+    def wrong() -> None:
+        raise AssertionError("not close")
+
+    sides = {OURS: lambda: timed.append(1)}
+    with pytest.raises(AssertionError, match="not close"):
+        measure(replace(case, check=wrong, sides=sides), 2)
+    assert timed == []
+
+
+def test_sides_are_run_in_turn_and_ratios_are_of_the_same_round():
+    order = []
+    case = bench.Case(
+        "sleep",
+        "all",
+        {OURS: lambda: (order.append("a"), time.sleep(0.02)), FULL: lambda: (order.append("b"), time.sleep(0.04))},
+        lambda: None,
+        {FULL: 0.1},
+    )
+    measured = measure(case, rounds=5)
+    assert "".join(order).startswith("abababab")
+    assert 0.3 < measured.ratio[FULL][0] < 0.8
+    assert not measured.met
+
+
+def test_the_peak_is_of_what_is_held_at_a_time():
+    def in_turn() -> None:
+        for _ in range(5):
+            torch.ones(100_000)
+
+    def at_once() -> list[torch.Tensor]:
+        return [torch.ones(100_000) for _ in range(5)]
+
+    assert peak_bytes(in_turn) == pytest.approx(400_000, rel=0.1)
+    assert peak_bytes(at_once) == pytest.approx(2_000_000, rel=0.1)
+
+
+def test_the_command_reports_and_draws(monkeypatch, capsys, tmp_path):
+    arguments = [
+        "bench",
+        "op",
+        "--rounds",
+        "2",
+        "--length",
+        "20",
+        "--length",
+        "40",
+        "--hidden-size",
+        "32",
+        "--heads",
+        "2",
+    ]
+    arguments += ["--plot", str(tmp_path / "op.png"), "--out", str(tmp_path / "op.json"), "--json"]
+    monkeypatch.setattr(sys, "argv", ["chiaroscuro", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((tmp_path / "op.json").read_text())
+    assert len(report["cases"]) == 4
+    assert {"seconds", "ratio", "flops", "predicted", "reached", "peak_bytes", "met"} <= set(report["cases"][0])
+    assert (tmp_path / "op.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_target_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown target 'speed'; known targets: op, layer, model, train, decode"):
+        next(bench.cases("speed"))
