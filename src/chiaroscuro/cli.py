@@ -176,9 +176,9 @@ def evaluate(
 def generate(
     run: RunFolder,
     prompt: Annotated[str, typer.Argument(help="the text to go on from")],
-    tokens: Annotated[int, typer.Option(help="tokens to add")] = 100,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens")] = 50,
+    tokens: Annotated[int, typer.Option(min=1, help="tokens to add")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=1, help="draw from the k likeliest tokens")] = 50,
     seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
 ) -> None:
     """Continue a text."""
@@ -189,8 +189,11 @@ def generate(
     if not hasattr(model, "generate"):
         raise ValueError(f"{run} holds a classifier; generate needs a language model")
     inputs = loaded.tokenizer(prompt, return_tensors="pt")
-    if not inputs["input_ids"].numel():
+    given, limit = inputs["input_ids"].numel(), model.config.max_position_embeddings
+    if not given:
         raise ValueError("the prompt is empty: give at least one character")
+    if given + tokens > limit:
+        raise ValueError(f"the prompt has {given} tokens and {tokens} more are wanted; the model takes at most {limit}")
     set_seed(seed)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
@@ -243,6 +246,8 @@ def tokens(
     task = task_of(loaded, data)
     if not isinstance(loaded.model, ChiarForCausalLM) or not isinstance(task, LanguageModelling):
         raise ValueError(f"{run} holds a classifier; tokens needs a language model")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     test = task.windows["test"]
     spread = range(0, len(test), max(1, len(test) // windows))[:windows]
     set_seed(loaded.results.get("seed", 0))
@@ -255,7 +260,6 @@ def tokens(
         progress=lambda layers: track(layers, "forcing layers", transient=True, disable=as_json),
     )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_json(out / "tokens.json", {"run": loaded.results, "versions": versions()} | found)
         analysis.draw_tokens(found, out / "tokens.png")
     if as_json:

@@ -136,6 +136,15 @@ def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan
     assert 0.3 < run.results["routing"]["1"]["attention"] < 0.7
 
 
+def test_a_run_that_failed_at_its_start_does_not_block_its_folder(plan, tmp_path):
+    out = tmp_path / "run"
+    diverging = replace(plan, learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"training diverged at step \d+ with a learning rate of up to 1e\+30"):
+        train(diverging, prepare(diverging), out)
+    assert (out / "plan.json").exists()
+    assert train(plan, prepare(plan), out)["recipe"] == plan.recipe
+
+
 def test_no_run_is_overwritten_and_nothing_is_resumed_from_nothing(plan, tmp_path):
     task = prepare(plan)
     (tmp_path / "precious.txt").write_text("keep me")

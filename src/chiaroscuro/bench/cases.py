@@ -36,6 +36,10 @@ class Sizes:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads of an even size")
+
 
 @dataclass(frozen=True)
 class Case:

@@ -55,7 +55,9 @@ def convert(checkpoint: Path) -> ChiarForCausalLM:
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise ValueError(f"{checkpoint} is not a readable checkpoint of the paper's code: {error}") from error
+        # torch's own text is advice to load what is not trusted all the same.
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        raise ValueError(f"{checkpoint} is not a readable checkpoint of the paper's code ({cause})") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or "cfg" not in content:
         raise ValueError(
             f"{checkpoint} does not hold the entries 'model' and 'cfg' of a checkpoint of the paper's code"

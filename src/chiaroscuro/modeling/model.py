@@ -172,6 +172,10 @@ class ChiarModel(ChiarPreTrainedModel):
         if inputs_embeds is not None:
             return inputs_embeds
         assert input_ids is not None
+        if input_ids.ndim != 2 or not input_ids.numel():
+            raise ValueError(
+                f"input_ids must have shape (batch, tokens) with at least one of each, got {tuple(input_ids.shape)}"
+            )
         size = self.embed_tokens.num_embeddings
         # On an accelerator the embedding's own assertion answers; looking here would stall the stream.
         if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
@@ -216,6 +220,8 @@ def _positions(
 ) -> Tensor:
     """Positions (B or 1, T); padding before a text does not count."""
     if position_ids is not None:
+        if position_ids.ndim != 2 or position_ids.shape[1] != T:
+            raise ValueError(f"position_ids must have shape (batch or 1, {T}), got {tuple(position_ids.shape)}")
         if attention_mask is None and position_ids.device.type == "cpu" and (position_ids.diff() < 0).any():
             raise ValueError(
                 "position_ids start again within a row: several texts packed into one are not supported, as operators "

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -37,11 +38,20 @@ class Run:
 
 
 def new_run_folder(folder: Path) -> Path:
-    """Make `folder`. Raises ValueError when something is in it already: a run is never overwritten."""
+    """Make `folder`. Raises ValueError when something is in it already: a run is never overwritten, but for what a run
+    that stopped before its first checkpoint left of itself."""
+    if folder.is_dir() and _holds_a_start_only(folder):
+        shutil.rmtree(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already: choose another --out, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _holds_a_start_only(folder: Path) -> bool:
+    """Whether nothing but the plan and the logs of a run is there."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return folder / PLAN in files and set(files) <= {folder / PLAN, folder / METRICS}
 
 
 def load_run(folder: Path) -> Run:

@@ -85,6 +85,7 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> di
         "versions": versions(),
     }
     model.save_pretrained(out)
+    task.tokenizer.model_max_length = config.max_position_embeddings
     task.tokenizer.save_pretrained(out)
     write_json(out / RESULTS, results)
     return results
