@@ -7,18 +7,17 @@ Shapes: B batch, T tokens, N heads, H head channels, D model channels.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import one_hot, scaled_dot_product_attention
 
 from chiaroscuro.mixers import NO_CONTEXT, AttentionMixer, Context, DCTMixer
 from chiaroscuro.modeling import ChiarConfig, ChiarModel
 from chiaroscuro.ops import Chosen, chosen_attention, packed_attention, rotary_tables
-from chiaroscuro.routing import RoutedMixer, ThresholdRouter, calibrate, forced
+from chiaroscuro.routing import RoutedMixer, Router, ThresholdRouter, calibrate
 
 Keys = Literal["all", "routed"]
 KEYS: tuple[Keys, ...] = ("all", "routed")
@@ -124,6 +123,21 @@ def op(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     )
 
 
+HALF, THRESHOLD = "half", "threshold"
+
+
+class HalfRouter(Router):
+    """Sends exactly half of the tokens of each row to the second operator; those from `start` on are asked for."""
+
+    def __init__(self, hidden_size: int, batch: int, length: int, device: str, dtype: torch.dtype):
+        super().__init__(hidden_size, 2)
+        self.gates_BTO = one_hot(half(batch, length, device).long(), 2).to(dtype)
+        self.start = 0
+
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        return self.gates_BTO[:, self.start : self.start + x_BTD.shape[1]]
+
+
 class _Body(nn.Module):
     """A model given embeddings."""
 
@@ -160,20 +174,18 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     for module in (ours, full):
         module.to(sizes.device, sizes.dtype).eval()
     calibrate(ours, x)
-    choice = half(B, T, sizes.device).long()
+    routers = {HALF: HalfRouter(D, B, T, sizes.device, sizes.dtype), THRESHOLD: routed.router}
 
-    def run(dispatch: Literal["sparse", "dense"]) -> Tensor:
-        routed.dispatch = dispatch
-        assert routed.router is not None
-        with forced(routed.router, choice):
-            return ours(x, context)
+    def run(dispatch: Literal["sparse", "dense"], router: str = HALF) -> Tensor:
+        routed.dispatch, routed.router = dispatch, routers[router]
+        return ours(x, context)
 
     return Case(
         f"layer, {_shown(sizes, keys)}",
         keys,
         {
             OURS: _forward(lambda: run("sparse")),
-            ENTROPY: _forward(lambda: ours(x, context)),
+            ENTROPY: _forward(lambda: run("sparse", THRESHOLD)),
             BLEND: _forward(lambda: run("dense")),
             FULL: _forward(lambda: full(x, context)),
         },
@@ -195,14 +207,18 @@ def _bodies(sizes: Sizes, keys: Keys) -> tuple[ChiarModel, ChiarModel]:
     return models[0], models[1]
 
 
-def _routed_by_half(model: ChiarModel, dispatch: str, run: Callable[[], Any], choice: Tensor) -> Any:
-    """`run()` with every layer that has a choice forced to `choice`."""
-    with ExitStack() as stack:
-        for part in model.modules():
-            if isinstance(part, RoutedMixer) and part.router is not None:
-                part.dispatch = dispatch  # type: ignore[assignment]
-                stack.enter_context(forced(part.router, choice))
-        return run()
+class _Routed:
+    """The layers of a model that have a choice, and who decides in them."""
+
+    def __init__(self, model: ChiarModel, sizes: Sizes, length: int):
+        self.layers = [part for part in model.modules() if isinstance(part, RoutedMixer) and part.router is not None]
+        self.thresholds = [layer.router for layer in self.layers]
+        self.half = HalfRouter(sizes.width, sizes.batch, length, sizes.device, sizes.dtype)
+
+    def by(self, router: str, dispatch: Literal["sparse", "dense"] = "sparse") -> None:
+        """From now on."""
+        for layer, threshold in zip(self.layers, self.thresholds, strict=True):
+            layer.dispatch, layer.router = dispatch, self.half if router == HALF else threshold
 
 
 def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
@@ -210,16 +226,17 @@ def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     ours, full = _bodies(sizes, keys)
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
     calibrate(_Body(ours), x)
-    choice = half(sizes.batch, sizes.length, sizes.device).long()
+    routed = _Routed(ours, sizes, sizes.length)
 
-    def run(model: ChiarModel, dispatch: str) -> Tensor:
-        return _routed_by_half(model, dispatch, lambda: model(inputs_embeds=x).last_hidden_state, choice)
+    def run(router: str, dispatch: Literal["sparse", "dense"]) -> Tensor:
+        routed.by(router, dispatch)
+        return ours(inputs_embeds=x).last_hidden_state
 
     sides = {
-        OURS: _forward(lambda: run(ours, "sparse")),
-        ENTROPY: _forward(lambda: _Body(ours)(x)),
-        BLEND: _forward(lambda: run(ours, "dense")),
-        FULL: _forward(lambda: run(full, "sparse")),
+        OURS: _forward(lambda: run(HALF, "sparse")),
+        ENTROPY: _forward(lambda: run(THRESHOLD, "sparse")),
+        BLEND: _forward(lambda: run(HALF, "dense")),
+        FULL: _forward(lambda: full(inputs_embeds=x)),
     }
     return Case(
         f"body of v2, {_shown(sizes, keys)}", keys, sides, lambda: close(sides[OURS](), sides[BLEND]()), at_most
@@ -230,29 +247,23 @@ def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     """Forward and backward pass of the body, and a step of AdamW."""
     ours, full = _bodies(sizes, keys)
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
-    choice = half(sizes.batch, sizes.length, sizes.device).long()
+    routed = _Routed(ours, sizes, sizes.length)
     optimisers = {model: torch.optim.AdamW(model.parameters(), lr=0.0, fused=True) for model in (ours, full)}
 
-    def gradients(model: ChiarModel, dispatch: str) -> list[Tensor]:
+    def step(model: ChiarModel, dispatch: Literal["sparse", "dense"] = "sparse") -> list[Tensor]:
+        routed.by(HALF, dispatch)
         model.train()
-        loss = (
-            _routed_by_half(model, dispatch, lambda: model(inputs_embeds=x).last_hidden_state, choice).square().mean()
-        )
-        loss.backward()
-        found = [p.grad for p in model.parameters() if p.grad is not None]
+        model(inputs_embeds=x).last_hidden_state.square().mean().backward()
+        found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         optimisers[model].step()
         optimisers[model].zero_grad()
         return found
 
     def check() -> None:
-        for sparse, dense in zip(gradients(ours, "sparse"), gradients(ours, "dense"), strict=True):
+        for sparse, dense in zip(step(ours), step(ours, "dense"), strict=True):
             close(sparse, dense)
 
-    sides = {
-        OURS: lambda: gradients(ours, "sparse"),
-        BLEND: lambda: gradients(ours, "dense"),
-        FULL: lambda: gradients(full, "sparse"),
-    }
+    sides = {OURS: lambda: step(ours), BLEND: lambda: step(ours, "dense"), FULL: lambda: step(full)}
     return Case(f"training step of v2, {_shown(sizes, keys)}", keys, sides, check, at_most)
 
 
@@ -264,13 +275,12 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     ours, full = _bodies(sizes, keys)
     length = sizes.length + STEPS
     x = torch.randn(sizes.batch, length, sizes.width, device=sizes.device, dtype=sizes.dtype)
-    choice = half(sizes.batch, length, sizes.device).long()
+    routed = _Routed(ours, sizes, length)
+    routed.by(HALF)
 
     def go_on(model: ChiarModel, cache: Any, start: int, end: int) -> Any:
-        def run() -> Any:
-            return model(inputs_embeds=x[:, start:end], past_key_values=cache, use_cache=True)
-
-        return _routed_by_half(model, "sparse", run, choice[:, start:end])
+        routed.half.start = start
+        return model(inputs_embeds=x[:, start:end], past_key_values=cache, use_cache=True)
 
     def steps(model: ChiarModel) -> Callable[[], Tensor]:
         cache = _forward(lambda: go_on(model, None, 0, sizes.length).past_key_values)()

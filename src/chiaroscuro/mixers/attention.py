@@ -97,13 +97,15 @@ class AttentionMixer(Mixer):
     def _heads(self, rows: Tensor, rotary: tuple[Tensor, Tensor] | None, chosen: Chosen | None) -> Tensor:
         """Split channels into heads, turn them by their positions, and lay them out as (B, N, T or Q, H)."""
         heads = rows.unflatten(-1, (self.num_heads, self.head_dim))
-        if rotary is not None:
+        heads = (heads if chosen is None else chosen.pad(heads)).transpose(1, 2)
+        if rotary is None:
+            return heads
+        if chosen is not None:
+            B, T = chosen.mask_BT.shape
+            cos, sin = (chosen.pad(chosen.take(table.expand(B, T, -1))) for table in rotary)
+        else:
             cos, sin = rotary
-            if chosen is not None:
-                B, T = chosen.mask_BT.shape
-                cos, sin = (chosen.take(table.expand(B, T, -1)) for table in (cos, sin))
-            heads = rotate(heads, cos.unsqueeze(-2), sin.unsqueeze(-2))
-        return (heads if chosen is None else chosen.pad(heads)).transpose(1, 2)
+        return rotate(heads, cos.unsqueeze(1), sin.unsqueeze(1))
 
     def _visible(self, x_BTD: Tensor, chosen: Chosen | None, past: int, K: int, keys_routed: bool) -> Tensor:
         """How many leading keys each query may see, (B, Q)."""

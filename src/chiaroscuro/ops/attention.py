@@ -54,6 +54,8 @@ def packed_attention(q_BNQH: Tensor, k_BNQH: Tensor, v_BNQH: Tensor, counts_B: T
     Rows are taken together or one by one, whichever wastes less. Returns (B, N, Q, H), arbitrary at padding.
     """
     B, _, Q, _ = q_BNQH.shape
+    if q_BNQH.device.type == "cpu":
+        k_BNQH, v_BNQH = k_BNQH.contiguous(), v_BNQH.contiguous()  # as in `tiled_attention`
     if B == 1 or Q < ROW_BY_ROW:
         return scaled_dot_product_attention(q_BNQH, k_BNQH, v_BNQH, is_causal=True, dropout_p=dropout)
     out = torch.zeros_like(q_BNQH)

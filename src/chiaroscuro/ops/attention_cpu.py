@@ -102,6 +102,7 @@ def tiled_attention(
     B, N, Q, _ = q.shape
     if int(visible_BQ.max() if B * Q else 0) > k.shape[2]:
         raise ValueError(f"chosen_attention: more visible keys than the {k.shape[2]} given do not fit together")
+    k, v = k.contiguous(), v.contiguous()  # read many times: heads that lie apart are an eighth faster
     out = torch.empty_like(q)
     lse = q.new_full((B, N, Q), _low(q), dtype=_lse_dtype(q))
     for tile in tiles(visible_BQ, k.shape[2]):
@@ -140,6 +141,7 @@ def tiled_attention_backward(
     blind_BNQ = _blind(q, lse, visible_BQ, key_valid_BK)
     if blind_BNQ.any():
         gradient = gradient.masked_fill(blind_BNQ[..., None], 0.0)
+    k, v = k.contiguous(), v.contiguous()
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for tile in tiles(visible_BQ, k.shape[2]):
         mask = _mask(tile, q, visible_BQ, key_valid_BK)

@@ -43,6 +43,11 @@ class Chosen:
         return int(self.counts_B.max()) if self.mask_BT.numel() else 0
 
     @cached_property
+    def _even(self) -> bool:
+        """Whether all rows have the same number of chosen tokens, so that both layouts are one in memory."""
+        return len(self.flat_M) == self.mask_BT.shape[0] * self.Q
+
+    @cached_property
     def filled_BQ(self) -> Tensor:
         """True where the padded layout holds a chosen token."""
         return torch.arange(self.Q, device=self.mask_BT.device) < self.counts_B[:, None]
@@ -53,9 +58,13 @@ class Chosen:
 
     def pad(self, rows: Tensor) -> Tensor:
         """Flat rows (M, ...) to (B, Q, ...)."""
+        if self._even:
+            return rows.unflatten(0, (self.mask_BT.shape[0], self.Q))
         padded = rows.new_zeros(self.mask_BT.shape[0], self.Q, *rows.shape[1:])
         return padded.index_put((self._row_M, self._rank_M), rows)
 
     def unpad(self, padded: Tensor) -> Tensor:
         """(B, Q, ...) back to flat rows (M, ...)."""
+        if self._even:
+            return padded.flatten(0, 1)
         return padded[self._row_M, self._rank_M]

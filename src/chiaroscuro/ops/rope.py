@@ -32,7 +32,8 @@ class _Rotation(torch.autograd.Function):
     def forward(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
         half = x.shape[-1] // 2
         sign = -1.0 if back else 1.0
-        out = x * cos
+        # Contiguous whatever x is: heads lie apart then, which attention reads faster.
+        out = torch.mul(x, cos, out=x.new_empty(x.shape))
         out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
         out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
         return out

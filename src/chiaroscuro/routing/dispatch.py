@@ -57,7 +57,9 @@ def dispatch(
                 for chosen, gate_BT in zip(routing.chosen, routing.gates_BTO.unbind(-1), strict=True)
             ]
             rows = [row * gate[:, None] for row, gate in zip(rows, gates, strict=True)]
-        out = x_BTD.new_zeros(x_BTD.shape[0] * x_BTD.shape[1], x_BTD.shape[2])
+        tokens = x_BTD.shape[0] * x_BTD.shape[1]
+        everywhere = sum(len(row) for row in rows) == tokens  # padding goes to no operator
+        out = (x_BTD.new_empty if everywhere else x_BTD.new_zeros)(tokens, x_BTD.shape[2])
         for chosen, row in zip(routing.chosen, rows, strict=True):
             out.index_copy_(0, chosen.flat_M, row.to(x_BTD.dtype))
         return out.view_as(x_BTD)
