@@ -102,7 +102,7 @@ def tiled_attention(
     B, N, Q, _ = q.shape
     if int(visible_BQ.max() if B * Q else 0) > k.shape[2]:
         raise ValueError(f"chosen_attention: more visible keys than the {k.shape[2]} given do not fit together")
-    k, v = k.contiguous(), v.contiguous()  # read many times: heads that lie apart are an eighth faster
+    k, v = k.contiguous(), v.contiguous()  # read many times: faster where heads lie apart
     out = torch.empty_like(q)
     lse = q.new_full((B, N, Q), _low(q), dtype=_lse_dtype(q))
     for tile in tiles(visible_BQ, k.shape[2]):

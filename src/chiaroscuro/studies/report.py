@@ -34,7 +34,7 @@ def report(studies: Sequence[Study], results: Path, page: Path) -> str:
     parts = [HEAD, _summary(done), *(_section(number, claim, done) for number, claim in enumerate(CLAIMS, 1))]
     token_studies = sorted(results.glob("tokens/*/tokens.json"))
     parts += [_tokens(path, to_results / "tokens" / path.parent.name) for path in token_studies]
-    parts.append(_studies(done, to_results))
+    parts += [_clock(sorted(results.glob("bench/*.json")), to_results / "bench"), _studies(done, to_results)]
     return "\n".join(parts)
 
 
@@ -81,6 +81,36 @@ def _tokens(path: Path, folder: Path) -> str:
         values = [*figures["benefit"].values(), *figures["rank_correlation"].values()]
         table.append([str(int(layer) + 1), *(f"{value['value']:+.3f} ± {value['error']:.3f}" for value in values)])
     return "\n".join([*lines, _table([list(column) for column in zip(*table, strict=True)])])
+
+
+def _clock(paths: list[Path], folder: Path) -> str:
+    """Times against full attention and the dense blend."""
+    lines = ["## The clock", ""]
+    if not paths:
+        return "\n".join([*lines, "Not measured: `chiaroscuro bench TARGET --out results/bench/TARGET.json`.", ""])
+    made = [read_json(path)["versions"] for path in paths]
+    commits = ", ".join(sorted({each["commit"] for each in made}))
+    lines += [
+        f"{made[0]['machine']}; torch {made[0]['torch']}; commit {commits}. Half of the tokens of each row go to "
+        "attention. Ratios of times measured in turn in one process: medians, with their quartiles; what the executed "
+        "FLOPs would give; and the bound that was set. Each row is from "
+        + ", ".join(f"[{path.name}]({folder / path.name})" for path in paths)
+        + ", which name their commands.",
+        "",
+    ]
+    table = [["what", "ms", "against", "ms", "ratio", "by FLOPs", "bound"]]
+    for path in paths:
+        for case in read_json(path)["cases"]:
+            ours = next(iter(case["seconds"]))
+            for other, (middle, low, high) in case["ratio"].items():
+                times = [f"{1e3 * case['seconds'][side]:.1f}" for side in (ours, other)]
+                bound = case["at_most"].get(other)
+                judged = "" if bound is None else f"{bound:.2f}, {'met' if middle <= bound else 'missed'}"
+                ratio = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+                table.append(
+                    [case["name"], times[0], other, times[1], ratio, f"{case['predicted'][other]:.3f}", judged]
+                )
+    return "\n".join([*lines, _table(table)])
 
 
 def _studies(done: dict[str, Finished], to_results: Path) -> str:
