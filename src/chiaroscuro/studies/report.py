@@ -69,13 +69,14 @@ def _tokens(path: Path, folder: Path) -> str:
         f"{found['tokens']:,} tokens of test text; recipe `{run['recipe']}`, router `{router}`, seed {run['seed']} "
         f"({folder / path.name}, `{made['command']}`, commit {made['commit']}). The benefit of attention at a token is "
         f"its loss without less its loss with it, averaged over {found['pairs']} pairs of random choices and their "
-        "complements at all tokens of the layer. Errors are over windows of text.",
+        "complements at all tokens of the layer; the model was trained with its own router's choices and is used to "
+        "them. Errors are over windows of text.",
         "",
         f"![Entropies before and after training, and what word classes get]({folder / 'tokens.png'})",
         "",
     ]
     head = ["layer", "mean benefit, nats", "routed to attention", "routed away", "as many tokens, picked by benefit"]
-    head += list(next(iter(found["layers"].values()))["rank_correlation"])
+    head += [f"rank correlation: {pair}" for pair in next(iter(found["layers"].values()))["rank_correlation"]]
     table = [head]
     for layer, figures in found["layers"].items():
         values = [*figures["benefit"].values(), *figures["rank_correlation"].values()]
