@@ -127,6 +127,7 @@ def test_a_study_runs_to_its_table_and_is_not_run_again(study, places):
     for name, result in results.items():
         assert json.loads((places.results / "runs" / f"{name}.json").read_text()) == result
         assert [line["step"] for line in result["curve"]] == list(range(1, 9))
+        assert result["versions"]["command"].startswith("python -m chiaroscuro.studies.worker work/")
         assert str(Path.cwd()) not in json.dumps(result | {"data": "", "plan": result["plan"] | {"data": ""}})
     pictures = draw(study, results, rows(study, results), places.results / "figures")
     assert [path.name for path in pictures] == ["curves.png", "shares.png", "cost.png"]

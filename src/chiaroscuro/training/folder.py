@@ -102,8 +102,14 @@ def versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",
-        "command": shlex.join(["chiaroscuro", *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
     }
+
+
+def _program() -> list[str]:
+    """What was called: the command, or a module of the package that it starts as a process."""
+    module = sys.orig_argv[1:3]
+    return ["python", *module] if module[:1] == ["-m"] and module[1:] != ["chiaroscuro"] else ["chiaroscuro"]
 
 
 def _commit() -> str:
