@@ -23,7 +23,7 @@ from chiaroscuro.mixers import (
     mixer_class,
     register_mixer,
 )
-from chiaroscuro.ops import Chosen, dct, rbf_features, rbf_kernel, rbf_mix, reference, rotary_tables
+from chiaroscuro.ops import Chosen, dct, packed_dct, rbf_features, rbf_kernel, rbf_mix, reference, rotary_tables
 
 # The operator "shift" that the documents show how to add, as they print it.
 PAGE = Path(__file__).parent.parent.parent / "docs" / "operators.md"
@@ -145,7 +145,7 @@ def test_dct_mixing_filters_the_spectrum_and_takes_a_spectrum_that_is_given():
     mixer, x = build("dct"), tokens(2, 5)
     spectrum = dct(x)
     torch.testing.assert_close(dct(mixer(x)), spectrum * mixer.filter, atol=1e-12, rtol=0)
-    torch.testing.assert_close(mixer(x, None, Context(spectrum_BTD=spectrum)), mixer(x))
+    torch.testing.assert_close(mixer(x, None, Context(spectrum_BTP=packed_dct(x))), mixer(x))
 
 
 def test_a_filter_of_ones_is_the_identity_and_of_zeros_nothing():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chiaroscuro.ops import dct, idct, noise_entropy, reference, spectral_entropy, spectrum_entropy
+from chiaroscuro.ops import dct, idct, noise_entropy, packed_dct, reference, spectral_entropy, spectrum_entropy
 
 
 @pytest.mark.parametrize("D", [1, 2, 3, 7, 16, 65])
@@ -17,6 +17,7 @@ def test_definition_and_gradient(D, dc_weight):
     expected = torch.stack([reference.spectral_entropy(row, dc_weight) for row in x])
     torch.testing.assert_close(spectral_entropy(x, dc_weight), expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(spectrum_entropy(dct(x), dc_weight), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(spectrum_entropy(packed_dct(x), dc_weight, channels=D), expected, atol=1e-12, rtol=0)
     if D < 20:
         assert torch.autograd.gradcheck(lambda x: spectral_entropy(x, dc_weight), x)
 

@@ -25,7 +25,7 @@ class Context:
     rotary: cosines and sines of the tokens' positions, each (B or 1, T, H); None: no rotary position embedding.
     attention_mask: a mask of queries against all keys, in the form the chosen attention implementation takes.
     routed_BT: the tokens routed to this operator, when it is run on all tokens (dense dispatch).
-    spectrum_BTD: the orthonormal DCT of the tokens, when it has been computed already.
+    spectrum_BTP: the packed DCT of the tokens (`chiaroscuro.ops.packed_dct`), when it has been computed already.
     state: tensors the mixer keeps between calls, each with the batch as first axis; it reads and replaces its own
         entries. None: nothing precedes these tokens and nothing need be kept.
     """
@@ -36,7 +36,7 @@ class Context:
     rotary: tuple[Tensor, Tensor] | None = None
     attention_mask: Tensor | None = None
     routed_BT: Tensor | None = None
-    spectrum_BTD: Tensor | None = None
+    spectrum_BTP: Tensor | None = None
     state: dict[str, Tensor] | None = None
 
 

@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, register_mixer
 from chiaroscuro.mixers.flops import Flops, Work, fft_flops
-from chiaroscuro.ops import Chosen, dct, idct
+from chiaroscuro.ops import Chosen, packed_dct, packed_filter, packed_idct
 
 
 @register_mixer("dct")
@@ -36,11 +36,11 @@ class DCTMixer(Mixer):
         init.constant_(self.filter, self.start)
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
-        tokens = x_BTD if context.spectrum_BTD is None else context.spectrum_BTD
+        tokens = x_BTD if context.spectrum_BTP is None else context.spectrum_BTP
         if chosen is not None:
             tokens = chosen.take(tokens)
-        spectrum = dct(tokens) if context.spectrum_BTD is None else tokens
-        return idct(spectrum * self.filter).to(x_BTD.dtype)
+        spectrum = packed_dct(tokens) if context.spectrum_BTP is None else tokens
+        return packed_idct(spectrum * packed_filter(self.filter), self.hidden_size).to(x_BTD.dtype)
 
     def flops(self, work: Work) -> Flops:
         transforms = 1 if work.spectrum else 2

@@ -3,7 +3,7 @@
 from chiaroscuro.ops.attention import chosen_attention, packed_attention
 from chiaroscuro.ops.checks import NotFinite
 from chiaroscuro.ops.chosen import Chosen
-from chiaroscuro.ops.dct import dct, idct
+from chiaroscuro.ops.dct import dct, idct, packed_dct, packed_filter, packed_idct
 from chiaroscuro.ops.entropy import noise_entropy, spectral_entropy, spectrum_entropy
 from chiaroscuro.ops.rbf import median_bandwidth, random_frequencies, rbf_feature_mix, rbf_features, rbf_kernel, rbf_mix
 from chiaroscuro.ops.rope import rotary_tables, rotate
@@ -17,6 +17,9 @@ __all__ = [
     "median_bandwidth",
     "noise_entropy",
     "packed_attention",
+    "packed_dct",
+    "packed_filter",
+    "packed_idct",
     "random_frequencies",
     "rbf_feature_mix",
     "rbf_features",

@@ -6,11 +6,12 @@ Shapes: D channels; any leading shape.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from chiaroscuro.ops.dct import AT_A_TIME, dct
+from chiaroscuro.ops.dct import packed_dct, rows_at_a_time
 
 
 def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
@@ -21,37 +22,69 @@ def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
         constant coefficient: 1 by the definition, 2 in checkpoints of the authors' code. Raises ValueError as `dct`
         does.
     """
-    return spectrum_entropy(dct(x), dc_weight)
+    return spectrum_entropy(packed_dct(x), dc_weight, x.shape[-1]).to(x.dtype)
 
 
-def spectrum_entropy(X: Tensor, dc_weight: float = 1.0) -> Tensor:
-    """`spectral_entropy` of vectors whose DCT coefficients X (..., D) are already at hand."""
+def spectrum_entropy(X: Tensor, dc_weight: float = 1.0, channels: int | None = None) -> Tensor:
+    """`spectral_entropy` of vectors whose DCT is already at hand: X (..., D), or packed (..., P) with D given as
+    `channels`."""
+    D = X.shape[-1] if channels is None else channels
     computed = X if X.dtype == torch.float64 else X.float()
-    if computed.requires_grad and torch.is_grad_enabled():
-        return _entropy(computed, dc_weight).to(X.dtype)
-    # Some rows at a time, so that all passes over them find them in the cache.
-    rows = computed.reshape(-1, X.shape[-1]).split(max(1, AT_A_TIME // X.shape[-1]))
-    parts = [_entropy(part, dc_weight) for part in rows]
-    return torch.cat(parts).view(X.shape[:-1]).to(X.dtype)
+    return _Entropy.apply(computed, dc_weight, D).to(X.dtype)
 
 
-def _entropy(X: Tensor, dc_weight: float) -> Tensor:
-    D = X.shape[-1]
-    if D == 1:
-        return X[..., 0] * 0.0
-    # The entropy does not change with the length of the vector, so the division needs no gradient of its own. Vectors
-    # too short for their squares to be told from zero count as zero, which bounds the gradient.
-    scale = X.detach().abs().amax(-1, keepdim=True)
-    tiny = torch.finfo(X.dtype).tiny
-    long_enough = scale > math.sqrt(tiny)
-    energy = (X * torch.where(long_enough, scale, math.inf).reciprocal()).square()
-    if dc_weight != 1.0:
-        energy = torch.cat((dc_weight * energy[..., :1], energy[..., 1:]), dim=-1)
-    total = energy.sum(-1).clamp_min(tiny)
-    # -sum p ln p = ln S - sum(e ln e) / S, with e = 0 where S = 0.
-    spread = (energy * energy.clamp_min(tiny).log()).sum(-1)
-    entropy = torch.where(long_enough[..., 0], total.log() - spread / total, 0.0)
-    return (entropy / math.log(D)).clamp(0.0, 1.0)
+class _Entropy(torch.autograd.Function):
+    """With e_k = (X_k / m)^2 for m = max |X_k|, S = sum e_k and p_k = e_k / S:
+
+        H = (ln S - sum e_k ln e_k / S) / ln D,     dH / dX_k = -2 X_k (ln p_k + H ln D) / (m^2 S ln D)
+
+    Vectors too short for their squares to be told from zero count as zero, which bounds the gradient.
+    """
+
+    @staticmethod
+    def forward(X: Tensor, dc_weight: float, D: int) -> Tensor:
+        entropy = X.new_zeros(X.shape[:-1])
+        if D == 1 or not X.numel():
+            return entropy
+        rows, number = X.reshape(-1, X.shape[-1]), rows_at_a_time(X)
+        spare = X.new_empty(2, min(number, len(rows)), X.shape[-1])
+        for part, place in zip(rows.split(number), entropy.view(-1).split(number), strict=True):
+            energy, product = spare[:, : len(part)]
+            shrink = _shrink(torch.abs(part, out=energy))
+            torch.mul(part, shrink, out=energy).square_().clamp_min_(torch.finfo(X.dtype).tiny)
+            if dc_weight != 1.0:
+                energy[:, 0] *= dc_weight
+            total = energy.sum(-1)
+            spread = torch.log(energy, out=product).mul_(energy).sum(-1)
+            place.copy_(torch.where(shrink[:, 0] > 0.0, total.log() - spread / total, 0.0))
+        return entropy.div_(math.log(D)).clamp_(0.0, 1.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        X, ctx.dc_weight, ctx.channels = inputs
+        ctx.save_for_backward(X)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (X,) = ctx.saved_tensors
+        tiny = torch.finfo(X.dtype).tiny
+        weight = torch.ones_like(X[..., :1]).expand_as(X).clone()
+        weight[..., 0] = ctx.dc_weight
+        shrink = _shrink(X.detach().abs())
+        weighted = X * shrink * weight
+        energy = weighted * (X * shrink)
+        total = energy.sum(-1, keepdim=True).clamp_min(tiny)
+        p = (energy / total).clamp_min(tiny)
+        above_mean = p.log() - (p * p.log()).sum(-1, keepdim=True)
+        slope = weighted * shrink * above_mean / total * (-2.0 / math.log(max(ctx.channels, 2)))
+        return gradient[..., None] * slope, None, None
+
+
+def _shrink(size: Tensor) -> Tensor:
+    """What to multiply vectors by, given the absolute values of their entries (..., D), so that the largest is one;
+    zero for vectors too short."""
+    largest = size.amax(-1, keepdim=True)
+    return torch.where(largest > math.sqrt(torch.finfo(size.dtype).tiny), largest, math.inf).reciprocal()
 
 
 def noise_entropy(D: int) -> float:

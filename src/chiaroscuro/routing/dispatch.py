@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chiaroscuro.mixers import NO_CONTEXT, Context, Flops, Mixer, Work
 from chiaroscuro.mixers.flops import fft_flops
-from chiaroscuro.ops import Chosen, dct, spectrum_entropy
+from chiaroscuro.ops import Chosen, packed_dct, spectrum_entropy
 from chiaroscuro.routing.router import Router
 
 Dispatch = Literal["auto", "dense", "sparse"]
@@ -24,14 +24,14 @@ class Routing:
 
     gates_BTO: weight of each operator's output, zero at padding. choice_BT: index of the operator with the largest
         gate.
-    entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTD: their DCT. chosen: per operator the tokens
-        that go to it, or None where gates blend all operators for all tokens.
+    entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTP: their DCT, packed. chosen: per operator the
+        tokens that go to it, or None where gates blend all operators for all tokens.
     """
 
     gates_BTO: Tensor
     choice_BT: Tensor
     entropy_BT: Tensor
-    spectrum_BTD: Tensor
+    spectrum_BTP: Tensor
     chosen: list[Chosen] | None
 
 
@@ -129,9 +129,9 @@ class RoutedMixer(nn.Module):
         """Decide for each token. The entropy is computed in float32 at least, from one DCT that the spectral operator
         uses again."""
         assert self.router is not None
-        spectrum_BTD = dct(x_BTD if x_BTD.dtype == torch.float64 else x_BTD.float())
-        measured = spectrum_BTD if self.router.learned else spectrum_BTD.detach()
-        entropy_BT = spectrum_entropy(measured, self.entropy_dc_weight)
+        spectrum_BTP = packed_dct(x_BTD)
+        measured = spectrum_BTP if self.router.learned else spectrum_BTP.detach()
+        entropy_BT = spectrum_entropy(measured, self.entropy_dc_weight, channels=x_BTD.shape[-1])
         gates_BTO = self.router(x_BTD, entropy_BT, context)
         choice_BT = gates_BTO.argmax(-1)
         valid_BT = context.valid_BT
@@ -141,7 +141,7 @@ class RoutedMixer(nn.Module):
         if self.router.hard:
             masks = [choice_BT == index for index in range(len(self.mixers))]
             chosen = [Chosen(mask if valid_BT is None else mask & valid_BT) for mask in masks]
-        return Routing(gates_BTO, choice_BT, entropy_BT, spectrum_BTD, chosen)
+        return Routing(gates_BTO, choice_BT, entropy_BT, spectrum_BTP, chosen)
 
     def forward(
         self,
@@ -158,7 +158,7 @@ class RoutedMixer(nn.Module):
         if self.router is None:
             return modules[0](x_BTD, None, contexts[0]), None
         routing = self.route(x_BTD, context)
-        contexts = [replace(context, spectrum_BTD=routing.spectrum_BTD) for context in contexts]
+        contexts = [replace(context, spectrum_BTP=routing.spectrum_BTP) for context in contexts]
         return dispatch(modules, x_BTD, routing, contexts, self.sparse), routing
 
     def flops(self, works: Sequence[Work]) -> Flops:
