@@ -66,12 +66,13 @@ def assert_as_defined(q, k, v, visible, valid):
     Q=st.integers(1, 60),
     K=st.integers(1, 70),
     leaf=st.integers(1, 9),
+    tall=st.integers(1, 40),
     aligned=st.sampled_from([1, 4]),
     apart=st.booleans(),
     padded=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_every_way_to_cut_the_staircase(B, Q, K, leaf, aligned, apart, padded, seed):
+def test_every_way_to_cut_the_staircase(B, Q, K, leaf, tall, aligned, apart, padded, seed):
     q, k, v, visible = inputs(B, 2, Q, K, 4, seed)
     valid = torch.rand(B, K) < 0.7 if padded else None
     visible = visible * (torch.rand(B, Q) < 0.9)  # padding queries anywhere
@@ -79,12 +80,14 @@ def test_every_way_to_cut_the_staircase(B, Q, K, leaf, aligned, apart, padded, s
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_cpu, "LEAF", leaf)
+        patch.setattr(attention_cpu, "TALL", tall)
         patch.setattr(attention_cpu, "ALIGNED", aligned)
         patch.setattr(attention_cpu, "ROW_BY_ROW", 1 if apart else 1000)
         assert_as_defined(q, k, v, visible, valid)
         seen = torch.zeros(B, Q, K, dtype=torch.int)
-        for rows, queries, keys, _, _ in attention_cpu.tiles(visible, K):
-            seen[rows, queries, keys] += 1
+        for rows in attention_cpu.cut_together(visible):
+            for queries, keys, _, _ in attention_cpu.tiles(visible[rows], K):
+                seen[rows, queries, keys] += 1
         assert seen.max() == 1, "a pair is computed twice"
         assert seen[torch.arange(K) < visible[..., None]].all(), "a pair that is seen is left out"
 

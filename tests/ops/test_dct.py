@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chiaroscuro.ops import dct, idct, packed_dct, packed_filter, packed_idct
+from chiaroscuro.ops import dct, filtered_idct, idct, packed_dct, spectral_entropy
+from chiaroscuro.ops import pieces as ops_pieces
 from chiaroscuro.ops.reference import dct_matrix
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 64, 255, 256]
@@ -33,26 +34,32 @@ def test_a_packed_spectrum_holds_the_same_coefficients_in_another_order(D):
     X, packed = dct(x), packed_dct(x)
     torch.testing.assert_close(packed.square().sum(-1), X.square().sum(-1), atol=1e-12, rtol=0)
     assert int((packed[0] != 0).sum()) == D
-    filtered = packed_idct(packed * packed_filter(w), D)
-    torch.testing.assert_close(filtered, idct(X * w), atol=1e-12, rtol=0)
-    torch.testing.assert_close(packed_idct(packed + (packed == 0), D), x, atol=1e-12, rtol=0)  # empty slots are ignored
-    for vector, spectrum in zip(x, packed, strict=True):  # one vector alone is transformed by another way
+    torch.testing.assert_close(filtered_idct(packed, w), idct(X * w), atol=1e-12, rtol=0)
+    torch.testing.assert_close(filtered_idct(packed + (packed == 0), w), idct(X * w), atol=1e-12, rtol=0)  # empty slots
+    for vector, spectrum in zip(x, packed, strict=True):  # one vector alone is transformed in another way
         torch.testing.assert_close(packed_dct(vector), spectrum, atol=1e-12, rtol=0)
-        torch.testing.assert_close(packed_idct(spectrum, D), vector, atol=1e-12, rtol=0)
+        torch.testing.assert_close(filtered_idct(spectrum, w), idct(dct(vector) * w), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("D", [1, 2, 5, 8])
-def test_derivatives_of_the_packed_transforms(D):
-    x = torch.randn(2, D, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("shape", [(1,), (2,), (5,), (2, 8)])
+def test_derivatives_of_the_packed_transforms(shape):
+    x, w = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (shape, shape[-1:]))
     packed = packed_dct(x).detach().requires_grad_()
-    for transform, at in ((packed_dct, x), (lambda X: packed_idct(X, D), packed)):
+    for transform, at in ((packed_dct, (x,)), (filtered_idct, (packed, w))):
         assert torch.autograd.gradcheck(transform, at)
-        assert torch.autograd.gradgradcheck(lambda x, transform=transform: transform(x).square(), at)
+        assert torch.autograd.gradgradcheck(lambda *xs, transform=transform: transform(*xs).square(), at)
+
+
+def test_transforms_of_more_vectors_than_are_taken_at_a_time(monkeypatch):
+    x, w = torch.randn(2, 50, 7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    whole = packed_dct(x), filtered_idct(packed_dct(x), w), spectral_entropy(x)
+    monkeypatch.setattr(ops_pieces, "AT_A_TIME", 30)
+    assert all(map(torch.equal, whole, (packed_dct(x), filtered_idct(packed_dct(x), w), spectral_entropy(x))))
 
 
 def test_a_packed_spectrum_of_other_vectors_is_refused():
     with pytest.raises(ValueError, match="8 channels have 10 slots"):
-        packed_idct(torch.ones(3, 8), 8)
+        filtered_idct(torch.ones(3, 8), torch.ones(8))
 
 
 @given(shape=st.lists(st.integers(1, 4), min_size=0, max_size=3), D=st.integers(1, 70))

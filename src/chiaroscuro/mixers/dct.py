@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, register_mixer
 from chiaroscuro.mixers.flops import Flops, Work, fft_flops
-from chiaroscuro.ops import Chosen, packed_dct, packed_filter, packed_idct
+from chiaroscuro.ops import Chosen, filtered_idct, packed_dct
 
 
 @register_mixer("dct")
@@ -40,7 +40,7 @@ class DCTMixer(Mixer):
         if chosen is not None:
             tokens = chosen.take(tokens)
         spectrum = packed_dct(tokens) if context.spectrum_BTP is None else tokens
-        return packed_idct(spectrum * packed_filter(self.filter), self.hidden_size).to(x_BTD.dtype)
+        return filtered_idct(spectrum, self.filter).to(x_BTD.dtype)
 
     def flops(self, work: Work) -> Flops:
         transforms = 1 if work.spectrum else 2

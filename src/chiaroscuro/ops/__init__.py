@@ -3,8 +3,8 @@
 from chiaroscuro.ops.attention import chosen_attention, packed_attention
 from chiaroscuro.ops.checks import NotFinite
 from chiaroscuro.ops.chosen import Chosen
-from chiaroscuro.ops.dct import dct, idct, packed_dct, packed_filter, packed_idct
-from chiaroscuro.ops.entropy import noise_entropy, spectral_entropy, spectrum_entropy
+from chiaroscuro.ops.dct import dct, filtered_idct, idct, packed_dct
+from chiaroscuro.ops.entropy import noise_entropy, packed_dct_and_entropy, spectral_entropy
 from chiaroscuro.ops.rbf import median_bandwidth, random_frequencies, rbf_feature_mix, rbf_features, rbf_kernel, rbf_mix
 from chiaroscuro.ops.rope import rotary_tables, rotate
 
@@ -13,13 +13,13 @@ __all__ = [
     "NotFinite",
     "chosen_attention",
     "dct",
+    "filtered_idct",
     "idct",
     "median_bandwidth",
     "noise_entropy",
     "packed_attention",
     "packed_dct",
-    "packed_filter",
-    "packed_idct",
+    "packed_dct_and_entropy",
     "random_frequencies",
     "rbf_feature_mix",
     "rbf_features",
@@ -28,5 +28,4 @@ __all__ = [
     "rotary_tables",
     "rotate",
     "spectral_entropy",
-    "spectrum_entropy",
 ]

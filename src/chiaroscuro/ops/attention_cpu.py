@@ -1,12 +1,12 @@
 """Attention of chosen queries on the CPU, from torch's flash kernel.
 
 Queries in the order of what they see form a staircase under which all pairs are to be computed and above which none. It
-is cut like this: the later half of the queries sees everything that its first query sees, a rectangle that needs no
-mask; what is left are two staircases of half the height, of the earlier half and of the later half over the remaining
-keys, which are cut in the same way until one is small enough to be a single masked tile. So most of the work is done in
-large unmasked calls, at the speed of attention without a mask, and the number of calls grows with the logarithm of what
-a call holds. The results of the rectangles that a query meets are merged by their log-sum-exp, and the backward pass
-gives the merged log-sum-exp to the kernel's own backward, which makes each rectangle's part of the gradients exact.
+is cut like this: the last queries see everything that the first of them sees, a rectangle that needs no mask; what is
+left are two lower staircases, of the queries before them and of themselves over the remaining keys, which are cut in
+the same way until one is low enough to be a single masked tile. So most of the work is done in large unmasked calls, at
+the speed of attention without a mask. The results of the rectangles that a query meets are merged by their log-sum-exp,
+and the backward pass gives the merged log-sum-exp to the kernel's own backward, which makes each rectangle's part of
+the gradients exact.
 
 Shapes: B batch, N heads, Q queries, K keys, H head channels.
 """
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Queries of a masked tile. More compute more pairs in vain; the kernel takes fewer than this in smaller bites, a fifth
-# slower. Rectangles hold a multiple of it.
-LEAF = 192
+# Queries of a rectangle: so many the kernel takes in its largest bites, which are its fastest.
+TALL = 768
+LEAF = 96  # queries of a masked tile: more compute more pairs in vain, fewer are slower per pair
 ALIGNED = 16  # keys of a rectangle are a multiple of this, which the matrix products are faster for
 ROW_BY_ROW = 256  # from that many queries on, rows of a batch are cut each for itself
 
@@ -28,10 +28,9 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 
 
 class Tile(NamedTuple):
-    """Rows, queries and keys of one kernel call; whether it needs a mask of who sees whom; whether it is the first that
-    these queries meet."""
+    """Queries and keys of one kernel call; whether it needs a mask of who sees whom; whether it is the first that these
+    queries meet."""
 
-    rows: slice
     queries: slice
     keys: slice
     masked: bool
@@ -39,56 +38,58 @@ class Tile(NamedTuple):
 
     def of_queries(self, x: Tensor) -> Tensor:
         """Its part of x (B, N, Q, ...)."""
-        return x[self.rows].narrow(2, self.queries.start, self.queries.stop - self.queries.start)
+        return x.narrow(2, self.queries.start, self.queries.stop - self.queries.start)
 
     def of_keys(self, x: Tensor) -> Tensor:
         """Its part of x (B, N, K, ...)."""
-        return x[self.rows].narrow(2, self.keys.start, self.keys.stop - self.keys.start)
+        return x.narrow(2, self.keys.start, self.keys.stop - self.keys.start)
+
+
+def cut_together(visible_BQ: Tensor) -> list[slice]:
+    """The rows of a batch, in groups that are cut in the same places."""
+    B, Q = visible_BQ.shape
+    return [slice(b, b + 1) for b in range(B)] if Q >= ROW_BY_ROW else [slice(0, B)]
 
 
 def tiles(visible_BQ: Tensor, K: int) -> Iterator[Tile]:
     """The kernel calls for queries of which each sees the first `visible_BQ` of K keys."""
-    B, Q = visible_BQ.shape
-    apart = Q >= ROW_BY_ROW
-    for rows in [slice(b, b + 1) for b in range(B)] if apart else [slice(0, B)]:
-        seen_BQ = visible_BQ[rows]
-        # Padding queries see nothing, and must not keep the others from being taken together: bounds over the queries
-        # from here on, and over those so far.
-        most_Q = seen_BQ.amax(0) if len(seen_BQ) > 1 else seen_BQ[0]
-        least_Q = seen_BQ.where(seen_BQ > 0, K).amin(0) if len(seen_BQ) > 1 else most_Q.where(most_Q > 0, K)
+    # Padding queries see nothing, and must not keep the others from being taken together: bounds over the queries from
+    # here on, and over those so far.
+    most_Q = visible_BQ.amax(0) if len(visible_BQ) > 1 else visible_BQ[0]
+    least_Q = visible_BQ.where(visible_BQ > 0, K).amin(0) if len(visible_BQ) > 1 else most_Q.where(most_Q > 0, K)
+    seeing = most_Q.nonzero()
+    if len(seeing):
         least = least_Q.flip(0).cummin(0).values.flip(0).tolist()
         most = most_Q.cummax(0).values.tolist()
-        seeing = most_Q.nonzero()
-        if len(seeing):
-            yield from _cut(rows, least, most, 0, int(seeing[-1]) + 1, 0, K, True)
+        yield from _cut(least, most, 0, int(seeing[-1]) + 1, 0, K, True)
 
 
 def computed_pairs(visible_BQ: Tensor, K: int) -> int:
     """Pairs of query and key that the tiles compute; of a masked one, as of a causal kernel, those that are seen."""
     pairs = 0
-    for rows, queries, keys, masked, _ in tiles(visible_BQ, K):
-        width = keys.stop - keys.start
-        seen_BQ = visible_BQ[rows, queries]
-        pairs += int((seen_BQ - keys.start).clamp(0, width).sum()) if masked else seen_BQ.numel() * width
+    for rows in cut_together(visible_BQ):
+        for queries, keys, masked, _ in tiles(visible_BQ[rows], K):
+            width = keys.stop - keys.start
+            seen_BQ = visible_BQ[rows, queries]
+            pairs += int((seen_BQ - keys.start).clamp(0, width).sum()) if masked else seen_BQ.numel() * width
     return pairs
 
 
-def _cut(
-    rows: slice, least: list[int], most: list[int], start: int, end: int, key: int, K: int, first: bool
-) -> Iterator[Tile]:
+def _cut(least: list[int], most: list[int], start: int, end: int, key: int, K: int, first: bool) -> Iterator[Tile]:
     """Tiles for the queries from `start` to `end` and the keys from `key` on."""
-    if end - start <= LEAF:
+    height = end - start
+    if height <= LEAF:
         last = min(K, -(-most[end - 1] // ALIGNED) * ALIGNED)
         if last > key:
-            yield Tile(rows, slice(start, end), slice(key, last), True, first)
+            yield Tile(slice(start, end), slice(key, last), True, first)
         return
-    middle = end - LEAF * max(1, (end - start) // (2 * LEAF))
+    middle = end - (TALL if height >= TALL + LEAF else LEAF * max(1, height // (2 * LEAF)))
     seen_by_all = least[middle] // ALIGNED * ALIGNED
-    yield from _cut(rows, least, most, start, middle, key, K, first)
+    yield from _cut(least, most, start, middle, key, K, first)
     if seen_by_all > key:
-        yield Tile(rows, slice(middle, end), slice(key, seen_by_all), False, first)
+        yield Tile(slice(middle, end), slice(key, seen_by_all), False, first)
         key, first = seen_by_all, False
-    yield from _cut(rows, least, most, middle, end, key, K, first)
+    yield from _cut(least, most, middle, end, key, K, first)
 
 
 @torch.library.custom_op("chiaroscuro::tiled_attention", mutates_args=())
@@ -103,10 +104,24 @@ def tiled_attention(
     if int(visible_BQ.max() if B * Q else 0) > k.shape[2]:
         raise ValueError(f"chosen_attention: more visible keys than the {k.shape[2]} given do not fit together")
     k, v = k.contiguous(), v.contiguous()  # read many times: faster where heads lie apart
-    out = torch.empty_like(q)
+    out = _heads_together(q)
     lse = q.new_full((B, N, Q), _low(q), dtype=_lse_dtype(q))
+    for rows in cut_together(visible_BQ):
+        valid_BK = None if key_valid_BK is None else key_valid_BK[rows]
+        _attend(q[rows], k[rows], v[rows], visible_BQ[rows], valid_BK, out[rows], lse[rows])
+    blind_BNQ = _blind(q, lse, visible_BQ, key_valid_BK)
+    if blind_BNQ.any():
+        out.masked_fill_(blind_BNQ[..., None], 0.0)
+    return out, lse
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, valid_BK: Tensor | None, out: Tensor, lse: Tensor
+) -> None:
+    """Fill in outputs and log-sum-exps of some rows."""
+    masks = _Masks(q, k.shape[2], visible_BQ, valid_BK)
     for tile in tiles(visible_BQ, k.shape[2]):
-        mask = _mask(tile, q, visible_BQ, key_valid_BK)
+        mask = masks.of(tile)
         part, part_lse = _forward(tile.of_queries(q), tile.of_keys(k), tile.of_keys(v), 0.0, False, attn_mask=mask)
         merged, merged_lse = tile.of_queries(out), tile.of_queries(lse)
         if tile.first:
@@ -115,15 +130,11 @@ def tiled_attention(
         else:
             merged.lerp_(part, torch.sigmoid(part_lse - merged_lse).to(part.dtype)[..., None])
             torch.logaddexp(merged_lse, part_lse, out=merged_lse)
-    blind_BNQ = _blind(q, lse, visible_BQ, key_valid_BK)
-    if blind_BNQ.any():
-        out.masked_fill_(blind_BNQ[..., None], 0.0)
-    return out, lse
 
 
 @tiled_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
+    return _heads_together(q), q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
 
 
 @torch.library.custom_op("chiaroscuro::tiled_attention_backward", mutates_args=())
@@ -143,13 +154,33 @@ def tiled_attention_backward(
         gradient = gradient.masked_fill(blind_BNQ[..., None], 0.0)
     k, v = k.contiguous(), v.contiguous()
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for rows in cut_together(visible_BQ):
+        valid_BK = None if key_valid_BK is None else key_valid_BK[rows]
+        given = [x[rows] for x in (gradient, q, k, v, out, lse, visible_BQ)]
+        _attend_backward((dq[rows], dk[rows], dv[rows]), valid_BK, *given)
+    return dq, dk, dv
+
+
+def _attend_backward(
+    totals: tuple[Tensor, Tensor, Tensor],
+    valid_BK: Tensor | None,
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    visible_BQ: Tensor,
+) -> None:
+    """Add up the gradients of some rows."""
+    masks = _Masks(q, k.shape[2], visible_BQ, valid_BK)
     for tile in tiles(visible_BQ, k.shape[2]):
-        mask = _mask(tile, q, visible_BQ, key_valid_BK)
+        mask = masks.of(tile)
         taken = [tile.of_queries(gradient), tile.of_queries(q), tile.of_keys(k), tile.of_keys(v), tile.of_queries(out)]
         parts = _backward(*taken, tile.of_queries(lse).contiguous(), 0.0, False, attn_mask=mask)
-        for total, part in zip((tile.of_queries(dq), tile.of_keys(dk), tile.of_keys(dv)), parts, strict=True):
-            total.add_(part)
-    return dq, dk, dv
+        places = (tile.of_queries(totals[0]), tile.of_keys(totals[1]), tile.of_keys(totals[2]))
+        for place, part in zip(places, parts, strict=True):
+            place.add_(part)
 
 
 @tiled_attention_backward.register_fake
@@ -180,18 +211,37 @@ def _gradients(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]
 tiled_attention.register_autograd(_gradients, setup_context=_keep)
 
 
-def _mask(tile: Tile, q: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None) -> Tensor | None:
-    """What is added to the scores of a tile, (rows, 1, queries, keys), or None where it is nothing."""
-    rows, queries, keys = tile[:3]
-    hidden = None
-    if tile.masked:
-        hidden = torch.arange(keys.start, keys.stop) >= visible_BQ[rows, queries, None]
-    if key_valid_BK is not None:
-        invalid = ~key_valid_BK[rows, None, keys]
-        hidden = invalid.expand(-1, queries.stop - queries.start, -1) if hidden is None else hidden | invalid
-    if hidden is None:
-        return None
-    return torch.where(hidden, q.new_tensor(_low(q)), q.new_tensor(0.0))[:, None]
+def _heads_together(q: Tensor) -> Tensor:
+    """Memory for outputs, (B, N, Q, H), in the order in which the kernel writes them and the output projection reads
+    them: the heads of a query behind each other."""
+    B, N, Q, H = q.shape
+    return q.new_empty(B, Q, N, H).transpose(1, 2)
+
+
+class _Masks:
+    """What is added to the scores of a tile: nothing where a query sees a key, `_low` where it does not.
+
+    A query that sees n of the tile's keys adds n zeros followed by low numbers: a stretch of one long step.
+    """
+
+    def __init__(self, q: Tensor, K: int, visible_BQ: Tensor, valid_BK: Tensor | None):
+        low = _low(q)
+        self.K = K
+        self.step = torch.cat((q.new_zeros(K), q.new_full((K,), low)))
+        self.start_BQ = K - visible_BQ
+        self.invalid_BK = None if valid_BK is None else q.new_zeros(valid_BK.shape).masked_fill(~valid_BK, low)
+
+    def of(self, tile: Tile) -> Tensor | None:
+        """(B, 1, queries or 1, keys), or None where nothing is hidden."""
+        mask = None
+        if tile.masked:
+            start_BQ = (self.start_BQ[:, tile.queries] + tile.keys.start).clamp_max_(self.K)
+            stretches = self.step.unfold(0, tile.keys.stop - tile.keys.start, 1)
+            mask = stretches.index_select(0, start_BQ.view(-1)).view(*start_BQ.shape, -1)
+        if self.invalid_BK is not None:
+            invalid = self.invalid_BK[:, None, tile.keys]
+            mask = invalid if mask is None else mask + invalid
+        return None if mask is None else mask[:, None]
 
 
 def _blind(q: Tensor, lse_BNQ: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None) -> Tensor:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiaroscuro.ops.dct import packed_dct, rows_at_a_time
+from chiaroscuro.ops.checks import require_finite
+from chiaroscuro.ops.dct import Inverse, check, computed, forward_rows, is_one_vector, matrix, slots, tables_for
+from chiaroscuro.ops.pieces import pieces, room
 
 
 def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
@@ -22,18 +24,19 @@ def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
         constant coefficient: 1 by the definition, 2 in checkpoints of the authors' code. Raises ValueError as `dct`
         does.
     """
-    return spectrum_entropy(packed_dct(x), dc_weight, x.shape[-1]).to(x.dtype)
+    return packed_dct_and_entropy(x, dc_weight)[1].to(x.dtype)
 
 
-def spectrum_entropy(X: Tensor, dc_weight: float = 1.0, channels: int | None = None) -> Tensor:
-    """`spectral_entropy` of vectors whose DCT is already at hand: X (..., D), or packed (..., P) with D given as
-    `channels`."""
-    D = X.shape[-1] if channels is None else channels
-    computed = X if X.dtype == torch.float64 else X.float()
-    return _Entropy.apply(computed, dc_weight, D).to(X.dtype)
+def packed_dct_and_entropy(x: Tensor, dc_weight: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`packed_dct` of x (..., D) and `spectral_entropy` (...), in one pass over memory and in float32 or float64; same
+    errors."""
+    check("spectral_entropy", x)
+    X, entropy = _SpectrumAndEntropy.apply(computed(x), dc_weight)
+    require_finite("spectral_entropy", X[..., 0])
+    return X, entropy
 
 
-class _Entropy(torch.autograd.Function):
+class _SpectrumAndEntropy(torch.autograd.Function):
     """With e_k = (X_k / m)^2 for m = max |X_k|, S = sum e_k and p_k = e_k / S:
 
         H = (ln S - sum e_k ln e_k / S) / ln D,     dH / dX_k = -2 X_k (ln p_k + H ln D) / (m^2 S ln D)
@@ -42,42 +45,62 @@ class _Entropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(X: Tensor, dc_weight: float, D: int) -> Tensor:
-        entropy = X.new_zeros(X.shape[:-1])
-        if D == 1 or not X.numel():
-            return entropy
-        rows, number = X.reshape(-1, X.shape[-1]), rows_at_a_time(X)
-        spare = X.new_empty(2, min(number, len(rows)), X.shape[-1])
-        for part, place in zip(rows.split(number), entropy.view(-1).split(number), strict=True):
-            energy, product = spare[:, : len(part)]
-            shrink = _shrink(torch.abs(part, out=energy))
-            torch.mul(part, shrink, out=energy).square_().clamp_min_(torch.finfo(X.dtype).tiny)
-            if dc_weight != 1.0:
-                energy[:, 0] *= dc_weight
-            total = energy.sum(-1)
-            spread = torch.log(energy, out=product).mul_(energy).sum(-1)
-            place.copy_(torch.where(shrink[:, 0] > 0.0, total.log() - spread / total, 0.0))
-        return entropy.div_(math.log(D)).clamp_(0.0, 1.0)
+    def forward(x: Tensor, dc_weight: float) -> tuple[Tensor, Tensor]:
+        x, D = x.contiguous(), x.shape[-1]
+        tables, P = tables_for(D, x), slots(D)
+        X, entropy, one = x.new_empty(*x.shape[:-1], P), x.new_empty(*x.shape[:-1], 1), is_one_vector(x)
+        samples, energy, product = room(x, D), room(x, P), room(x, P)
+        for part, spectrum, place in pieces(x, X, entropy):
+            if one:
+                torch.mm(part, matrix(D, x.dtype, x.device), out=spectrum)
+            else:
+                forward_rows(part, spectrum, samples[: len(part)], tables)
+            _entropy_rows(spectrum, place, energy[: len(part)], product[: len(part)], dc_weight, D)
+        return X, entropy.squeeze(-1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        X, ctx.dc_weight, ctx.channels = inputs
-        ctx.save_for_backward(X)
+        x, ctx.dc_weight = inputs
+        ctx.channels = x.shape[-1]
+        ctx.save_for_backward(output[0])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, of_X: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, None]:
         (X,) = ctx.saved_tensors
-        tiny = torch.finfo(X.dtype).tiny
-        weight = torch.ones_like(X[..., :1]).expand_as(X).clone()
-        weight[..., 0] = ctx.dc_weight
-        shrink = _shrink(X.detach().abs())
-        weighted = X * shrink * weight
-        energy = weighted * (X * shrink)
-        total = energy.sum(-1, keepdim=True).clamp_min(tiny)
-        p = (energy / total).clamp_min(tiny)
-        above_mean = p.log() - (p * p.log()).sum(-1, keepdim=True)
-        slope = weighted * shrink * above_mean / total * (-2.0 / math.log(max(ctx.channels, 2)))
-        return gradient[..., None] * slope, None, None
+        gradients = [] if of_X is None else [of_X]
+        if of_entropy is not None:
+            gradients.append(of_entropy[..., None] * _slope(X, ctx.dc_weight, ctx.channels))
+        return Inverse.apply(sum(gradients), ctx.channels) if gradients else None, None
+
+
+def _entropy_rows(X: Tensor, entropy: Tensor, energy: Tensor, product: Tensor, dc_weight: float, D: int) -> None:
+    """Write entropies of packed spectra X (n, P) to `entropy` (n, 1); two more (n, P) are room to work in."""
+    if D == 1:
+        entropy.zero_()
+        return
+    shrink = _shrink(torch.abs(X, out=energy))
+    torch.mul(X, shrink, out=energy).square_().clamp_min_(torch.finfo(X.dtype).tiny)
+    if dc_weight != 1.0:
+        energy[:, 0] *= dc_weight
+    total = energy.sum(-1, keepdim=True)
+    spread = torch.log(energy, out=product).mul_(energy).sum(-1, keepdim=True)
+    nats = torch.where(shrink > 0.0, total.log() - spread / total, 0.0)
+    torch.clamp(nats / math.log(D), 0.0, 1.0, out=entropy)
+
+
+def _slope(X: Tensor, dc_weight: float, D: int) -> Tensor:
+    """dH / dX for packed spectra X (..., P)."""
+    tiny = torch.finfo(X.dtype).tiny
+    weight = torch.ones_like(X)
+    weight[..., 0] = dc_weight
+    shrink = _shrink(X.detach().abs())
+    weighted = X * shrink * weight
+    energy = weighted * (X * shrink)
+    total = energy.sum(-1, keepdim=True).clamp_min(tiny)
+    p = (energy / total).clamp_min(tiny)
+    above_mean = p.log() - (p * p.log()).sum(-1, keepdim=True)
+    return weighted * shrink * above_mean / total * (-2.0 / math.log(max(D, 2)))
 
 
 def _shrink(size: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chiaroscuro.mixers import NO_CONTEXT, Context, Flops, Mixer, Work
 from chiaroscuro.mixers.flops import fft_flops
-from chiaroscuro.ops import Chosen, packed_dct, spectrum_entropy
+from chiaroscuro.ops import Chosen, packed_dct_and_entropy
 from chiaroscuro.routing.router import Router
 
 Dispatch = Literal["auto", "dense", "sparse"]
@@ -129,9 +129,9 @@ class RoutedMixer(nn.Module):
         """Decide for each token. The entropy is computed in float32 at least, from one DCT that the spectral operator
         uses again."""
         assert self.router is not None
-        spectrum_BTP = packed_dct(x_BTD)
-        measured = spectrum_BTP if self.router.learned else spectrum_BTP.detach()
-        entropy_BT = spectrum_entropy(measured, self.entropy_dc_weight, channels=x_BTD.shape[-1])
+        spectrum_BTP, entropy_BT = packed_dct_and_entropy(x_BTD, self.entropy_dc_weight)
+        if not self.router.learned:
+            entropy_BT = entropy_BT.detach()
         gates_BTO = self.router(x_BTD, entropy_BT, context)
         choice_BT = gates_BTO.argmax(-1)
         valid_BT = context.valid_BT
