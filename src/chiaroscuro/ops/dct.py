@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from chiaroscuro.ops.checks import require_finite
+from chiaroscuro.ops.function import Function
 from chiaroscuro.ops.pieces import pieces, room
 
 
@@ -29,7 +30,7 @@ def dct(x: Tensor) -> Tensor:
         float32. Raises ValueError for integer, complex or empty input, and for NaN or infinity on the CPU.
     """
     check("dct", x)
-    X = _Forward.apply(computed(x))
+    X = _Forward.run(computed(x))
     require_finite("dct", X[..., 0])  # every sample goes into it, so it tells of all
     tables = tables_for(x.shape[-1], X)
     return (X.index_select(-1, tables.slot_D) * tables.sign_P[tables.slot_D]).to(x.dtype)
@@ -40,7 +41,7 @@ def idct(X: Tensor) -> Tensor:
     check("idct", X)
     D = X.shape[-1]
     tables = tables_for(D, computed(X))
-    x = Inverse.apply(computed(X).index_select(-1, tables.coefficient_P) * tables.sign_P, D)
+    x = Inverse.run(computed(X).index_select(-1, tables.coefficient_P) * tables.sign_P, D)
     require_finite("idct", x[..., 0])
     return x.to(X.dtype)
 
@@ -48,7 +49,7 @@ def idct(X: Tensor) -> Tensor:
 def packed_dct(x: Tensor) -> Tensor:
     """`dct` of x (..., D) left in the order of the FFT, (..., P), in float32 or float64; same errors."""
     check("packed_dct", x)
-    X = _Forward.apply(computed(x))
+    X = _Forward.run(computed(x))
     require_finite("packed_dct", X[..., 0])
     return X
 
@@ -64,7 +65,7 @@ def filtered_idct(X: Tensor, w_D: Tensor) -> Tensor:
         raise ValueError(f"filtered_idct: {D} channels have {slots(D)} slots, got shape {tuple(X.shape)}")
     X = computed(X)
     w_P = w_D.to(X.dtype).index_select(0, tables_for(D, X).coefficient_P)
-    x = _FilteredInverse.apply(X, w_P, D)
+    x = _FilteredInverse.run(X, w_P, D)
     require_finite("filtered_idct", x[..., 0])
     return x
 
@@ -178,7 +179,7 @@ def is_one_vector(x: Tensor) -> bool:
     return x.numel() == x.shape[-1] <= 1026 and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
-class _Forward(torch.autograd.Function):
+class _Forward(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return x @ matrix(x.shape[-1], x.dtype, x.device) if is_one_vector(x) else _forward(x)
@@ -189,10 +190,10 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return Inverse.apply(gradient, ctx.channels)
+        return Inverse.run(gradient, ctx.channels)
 
 
-class Inverse(torch.autograd.Function):
+class Inverse(Function):
     """What stands in slots that hold nothing is ignored."""
 
     @staticmethod
@@ -205,10 +206,10 @@ class Inverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Forward.apply(gradient), None
+        return _Forward.run(gradient), None
 
 
-class _FilteredInverse(torch.autograd.Function):
+class _FilteredInverse(Function):
     """`Inverse` of X * w in one go."""
 
     @staticmethod
@@ -224,5 +225,5 @@ class _FilteredInverse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         X, w_P = ctx.saved_tensors
-        spectrum = _Forward.apply(gradient)
+        spectrum = _Forward.run(gradient)
         return spectrum * w_P, (spectrum * X).reshape(-1, X.shape[-1]).sum(0), None

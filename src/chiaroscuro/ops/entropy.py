@@ -13,6 +13,7 @@ from torch import Tensor
 
 from chiaroscuro.ops.checks import require_finite
 from chiaroscuro.ops.dct import Inverse, check, computed, forward_rows, is_one_vector, matrix, slots, tables_for
+from chiaroscuro.ops.function import Function
 from chiaroscuro.ops.pieces import pieces, room
 
 
@@ -31,12 +32,12 @@ def packed_dct_and_entropy(x: Tensor, dc_weight: float = 1.0) -> tuple[Tensor, T
     """`packed_dct` of x (..., D) and `spectral_entropy` (...), in one pass over memory and in float32 or float64; same
     errors."""
     check("spectral_entropy", x)
-    X, entropy = _SpectrumAndEntropy.apply(computed(x), dc_weight)
+    X, entropy = _SpectrumAndEntropy.run(computed(x), dc_weight)
     require_finite("spectral_entropy", X[..., 0])
     return X, entropy
 
 
-class _SpectrumAndEntropy(torch.autograd.Function):
+class _SpectrumAndEntropy(Function):
     """With e_k = (X_k / m)^2 for m = max |X_k|, S = sum e_k and p_k = e_k / S:
 
         H = (ln S - sum e_k ln e_k / S) / ln D,     dH / dX_k = -2 X_k (ln p_k + H ln D) / (m^2 S ln D)
@@ -71,7 +72,7 @@ class _SpectrumAndEntropy(torch.autograd.Function):
         gradients = [] if of_X is None else [of_X]
         if of_entropy is not None:
             gradients.append(of_entropy[..., None] * _slope(X, ctx.dc_weight, ctx.channels))
-        return Inverse.apply(sum(gradients), ctx.channels) if gradients else None, None
+        return Inverse.run(sum(gradients), ctx.channels) if gradients else None, None
 
 
 def _entropy_rows(X: Tensor, entropy: Tensor, energy: Tensor, product: Tensor, dc_weight: float, D: int) -> None:

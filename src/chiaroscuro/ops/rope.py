@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chiaroscuro.ops.function import Function
+
 
 def rotary_tables(positions: Tensor, H: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each (..., H) in float32 or float64, for integer `positions` (...). H must be even."""
@@ -22,10 +24,10 @@ def rotary_tables(positions: Tensor, H: int, base: float = 10000.0) -> tuple[Ten
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the channel pairs (i, i + H/2) of x (..., H) by the angles behind `cos` and `sin`, broadcast against x. The
     tables take no gradient."""
-    return _Rotation.apply(x, cos.to(x.dtype), sin.to(x.dtype), False)
+    return _Rotation.run(x, cos.to(x.dtype), sin.to(x.dtype), False)
 
 
-class _Rotation(torch.autograd.Function):
+class _Rotation(Function):
     """In three passes over memory, forwards and backwards; the obvious formula takes twice as many."""
 
     @staticmethod
@@ -46,4 +48,4 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         # The inverse of a rotation is its transpose.
-        return _Rotation.apply(gradient, *ctx.saved_tensors, not ctx.back), None, None, None
+        return _Rotation.run(gradient, *ctx.saved_tensors, not ctx.back), None, None, None
