@@ -43,6 +43,15 @@ def test_gradients_are_finite_everywhere(dtype, scale, kind):
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-19, 1.0, 1e30])
+@pytest.mark.parametrize("dc_weight", [1.0, 2.0])
+def test_one_vector_alone_has_the_entropy_that_it_has_among_others(scale, dc_weight):
+    """It is computed in another way."""
+    x = torch.randn(5, 64) * scale
+    alone = torch.stack([spectral_entropy(row, dc_weight) for row in x])
+    torch.testing.assert_close(alone, spectral_entropy(x, dc_weight), atol=2e-6, rtol=0)
+
+
 def test_zero_for_a_zero_vector_and_a_single_frequency_one_for_a_flat_spectrum():
     assert float(spectral_entropy(torch.zeros(8))) == 0.0
     for k in range(8):
