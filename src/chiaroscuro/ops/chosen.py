@@ -3,10 +3,26 @@
 Shapes: B batch, T tokens, Q chosen tokens of the fullest row, M chosen tokens of all rows; `...` any further axes.
 """
 
-from functools import cached_property
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+V = TypeVar("V")
+
+
+class _Once(Generic[V]):
+    """An attribute that is computed when first asked for. As functools.cached_property, without the lock at which
+    torch.compile breaks its graph in Python 3.11."""
+
+    def __init__(self, compute: Callable[[Any], V]):
+        self.compute = compute
+
+    def __get__(self, chosen: "Chosen", owner: type) -> V:
+        value = self.compute(chosen)
+        chosen.__dict__[self.compute.__name__] = value
+        return value
 
 
 class Chosen:
@@ -20,34 +36,34 @@ class Chosen:
     def __init__(self, mask_BT: Tensor):
         self.mask_BT = mask_BT
 
-    @cached_property
+    @_Once
     def flat_M(self) -> Tensor:
         """Indices of the chosen tokens in the flattened (B * T) batch, ascending."""
         return self.mask_BT.reshape(-1).nonzero().squeeze(-1)
 
-    @cached_property
+    @_Once
     def _row_M(self) -> Tensor:
         return self.flat_M // self.mask_BT.shape[1]
 
-    @cached_property
+    @_Once
     def _rank_M(self) -> Tensor:
         """How many tokens of the same row were chosen before this one."""
         return (self.mask_BT.cumsum(1) - 1).reshape(-1)[self.flat_M]
 
-    @cached_property
+    @_Once
     def counts_B(self) -> Tensor:
         return self.mask_BT.sum(1)
 
-    @cached_property
+    @_Once
     def Q(self) -> int:
         return int(self.counts_B.max()) if self.mask_BT.numel() else 0
 
-    @cached_property
+    @_Once
     def _even(self) -> bool:
         """Whether all rows have the same number of chosen tokens, so that both layouts are one in memory."""
         return len(self.flat_M) == self.mask_BT.shape[0] * self.Q
 
-    @cached_property
+    @_Once
     def filled_BQ(self) -> Tensor:
         """True where the padded layout holds a chosen token."""
         return torch.arange(self.Q, device=self.mask_BT.device) < self.counts_B[:, None]

@@ -114,9 +114,7 @@ def _make_tables(D: int, dtype: torch.dtype, device: torch.device) -> Tables:
         sign[-1, 1] = 0.0
         back[-1] = 1.0
     coefficient_P = torch.stack((k, (D - k) % D), dim=-1).flatten()
-    places = torch.arange(slots(D), device=device)
-    held = sign.flatten() != 0
-    slot_D = torch.zeros_like(channels).index_put((coefficient_P[held],), places[held])
+    slot_D = torch.where(channels <= D // 2, 2 * channels, 2 * (D - channels) + 1)
     return Tables(sample_D, sample_D.argsort(), turn, back, coefficient_P, sign.flatten(), slot_D)
 
 
