@@ -1,6 +1,7 @@
 """The bench: every case agrees with its dense form, times are taken in turn, and wrong results are not timed."""
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -15,7 +16,12 @@ from chiaroscuro.bench.measure import measure, peak_bytes
 SIZES = bench.Sizes(batch=2, length=40, width=32, heads=2, layers=3)
 
 
-@pytest.mark.parametrize("target", bench.TARGETS)
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param(target, marks=[NEEDS_COMPILER] * (target == "compile")) for target in bench.TARGETS]
+)
 @pytest.mark.parametrize("keys", ["all", "routed"])
 def test_every_case_computes_what_its_dense_form_does(target, keys):
     (case,) = (case for case in bench.cases(target, SIZES) if case.keys == keys)

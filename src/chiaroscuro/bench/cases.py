@@ -21,7 +21,7 @@ from chiaroscuro.routing import RoutedMixer, Router, ThresholdRouter, calibrate
 
 Keys = Literal["all", "routed"]
 KEYS: tuple[Keys, ...] = ("all", "routed")
-TARGETS = ("op", "layer", "model", "train", "decode")
+TARGETS = ("op", "layer", "model", "train", "decode", "compile")
 VOCABULARY = 512
 
 
@@ -74,11 +74,15 @@ def cases(target: str, sizes: Sizes | None = None) -> Iterator[Case]:
     elif target == "decode":
         for keys in KEYS:
             yield decoding(sizes or Sizes(1, 4096, 512, 8, 8), keys, {} if sizes else {FULL: 0.85})
+    elif target == "compile":
+        for keys in KEYS:
+            yield compiled(sizes or Sizes(8, 256, 256, 4, 8), keys)
     else:
         raise ValueError(f"unknown target {target!r}; known targets: {', '.join(TARGETS)}")
 
 
 OURS, ENTROPY, BLEND, FULL = "ours", "ours, routed by entropy", "dense blend", "full attention"
+EAGER = "ours, not compiled"
 
 
 def half(batch: int, length: int, device: str = "cpu") -> Tensor:
@@ -241,6 +245,25 @@ def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     return Case(
         f"body of v2, {_shown(sizes, keys)}", keys, sides, lambda: close(sides[OURS](), sides[BLEND]()), at_most
     )
+
+
+def compiled(sizes: Sizes, keys: Keys) -> Case:
+    """The body given to torch.compile, beside itself without, and the same of full attention."""
+    ours, full = _bodies(sizes, keys)
+    x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    _Routed(ours, sizes, sizes.length).by(HALF)
+
+    def run(model: Callable[..., Any]) -> Callable[[], Tensor]:
+        # Without a cache, which would be an object of Python for the compiler to look into.
+        return _forward(lambda: model(inputs_embeds=x, use_cache=False).last_hidden_state)
+
+    sides = {
+        OURS: run(torch.compile(ours)),
+        EAGER: run(ours),
+        FULL: run(full),
+        f"{FULL}, compiled": run(torch.compile(full)),
+    }
+    return Case(f"torch.compile, {_shown(sizes, keys)}", keys, sides, lambda: close(sides[OURS](), sides[EAGER]()))
 
 
 def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
