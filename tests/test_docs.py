@@ -52,6 +52,18 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_result():
     assert chiar["versions"]["commit"] == full["versions"]["commit"]
 
 
+def test_the_times_in_the_readme_are_those_of_the_committed_results():
+    rows: dict[str, dict[str, tuple[float, float]]] = {}
+    for target in ("op", "layer", "model", "train", "decode"):
+        for case in json.loads((ROOT / "results" / "bench" / f"{target}.json").read_text())["cases"]:
+            name = case["name"].removesuffix(f", {case['keys']} keys")
+            found = case["ratio"]["full attention"][0], case["predicted"]["full attention"]
+            rows.setdefault(name, {})[case["keys"]] = found
+    readme = (ROOT / "README.md").read_text()
+    for name, ((routed_all, by_all), (routed, by_routed)) in ((name, row.values()) for name, row in rows.items()):
+        assert f"| {name} | {routed_all:.2f} | {routed:.2f} | {by_all:.2f}, {by_routed:.2f} |" in readme
+
+
 def test_the_page_of_results_is_what_the_command_writes():
     studies = [study for study in STUDIES.values() if study.name != "smoke"]
     page = ROOT / "docs" / "results.md"
