@@ -111,7 +111,9 @@ def _clock(paths: list[Path], folder: Path) -> str:
                 table.append(
                     [case["name"], times[0], other, times[1], ratio, f"{case['predicted'][other]:.3f}", judged]
                 )
-    return "\n".join([*lines, _table(table)])
+    plots = sorted(paths[0].parent.glob("lengths/*.png"))
+    pictures = [f"![{path.stem}: time by sequence length]({folder / 'lengths' / path.name})" for path in plots]
+    return "\n".join([*lines, _table(table), *pictures, ""])
 
 
 def _studies(done: dict[str, Finished], to_results: Path) -> str:
