@@ -362,7 +362,7 @@ def study(
 
 @app.command(epilog="Example: chiaroscuro bench layer --rounds 9")
 def bench(
-    target: Annotated[str, typer.Argument(help="op, layer, model, train, decode or compile")],
+    target: Annotated[str, typer.Argument(help="op, spectral, layer, model, train, decode or compile")],
     rounds: Annotated[int, typer.Option(min=2, help="times that each side is run, in turn with the others")] = 9,
     lengths: Annotated[
         list[int] | None, typer.Option("--length", help="tokens; may be repeated; default: the sizes that have bounds")

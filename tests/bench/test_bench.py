@@ -22,15 +22,16 @@ NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 @pytest.mark.parametrize(
     "target", [pytest.param(target, marks=[NEEDS_COMPILER] * (target == "compile")) for target in bench.TARGETS]
 )
-@pytest.mark.parametrize("keys", ["all", "routed"])
-def test_every_case_computes_what_its_dense_form_does(target, keys):
-    (case,) = (case for case in bench.cases(target, SIZES) if case.keys == keys)
-    case.check()
-    measured = bench.measure(case, rounds=2)
-    assert list(measured.seconds)[0] == OURS
-    assert measured.flops[OURS] < measured.flops[FULL]
-    assert measured.ratio[FULL][1] <= measured.ratio[FULL][0] <= measured.ratio[FULL][2]
-    assert measured.met, "no bounds for sizes of one's own"
+def test_every_case_computes_what_its_dense_form_does(target):
+    cases = list(bench.cases(target, SIZES))
+    assert [case.keys for case in cases] in (["all", "routed"], ["all"])
+    for case in cases:
+        measured = bench.measure(case, rounds=2)  # raises when the sides do not agree
+        ours, *others = measured.seconds
+        assert ours == OURS
+        assert measured.flops[OURS] < measured.flops[others[-1]]
+        assert all(low <= middle <= high for middle, low, high in measured.ratio.values())
+        assert measured.met, "no bounds for sizes of one's own"
 
 
 def test_half_of_every_row_is_chosen():

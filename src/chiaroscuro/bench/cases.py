@@ -6,6 +6,7 @@ with thresholds from the same input. All sides have the same size.
 Shapes: B batch, T tokens, N heads, H head channels, D model channels.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,12 +17,19 @@ from torch.nn.functional import one_hot, scaled_dot_product_attention
 
 from chiaroscuro.mixers import NO_CONTEXT, AttentionMixer, Context, DCTMixer
 from chiaroscuro.modeling import ChiarConfig, ChiarModel
-from chiaroscuro.ops import Chosen, chosen_attention, packed_attention, rotary_tables
+from chiaroscuro.ops import (
+    Chosen,
+    chosen_attention,
+    filtered_idct,
+    packed_attention,
+    packed_dct_and_entropy,
+    rotary_tables,
+)
 from chiaroscuro.routing import RoutedMixer, Router, ThresholdRouter, calibrate
 
 Keys = Literal["all", "routed"]
 KEYS: tuple[Keys, ...] = ("all", "routed")
-TARGETS = ("op", "layer", "model", "train", "decode", "compile")
+TARGETS = ("op", "spectral", "layer", "model", "train", "decode", "compile")
 VOCABULARY = 512
 
 
@@ -59,6 +67,8 @@ def cases(target: str, sizes: Sizes | None = None) -> Iterator[Case]:
     if target == "op":
         for keys, bound in zip(KEYS, (0.60, 0.30), strict=True):
             yield op(one or Sizes(1, 4096, 512, 8), keys, {} if sizes else {FULL: bound})
+    elif target == "spectral":
+        yield spectral(one or Sizes(1, 4096, 512, 8), {} if sizes else {DOUBLE: 0.33})
     elif target == "layer":
         for keys, bound, blend in zip(KEYS, (0.75, 0.48), (0.65, 0.42), strict=True):
             yield layer(one or Sizes(1, 4096, 512, 8), keys, {} if sizes else {FULL: bound, BLEND: blend})
@@ -82,7 +92,7 @@ def cases(target: str, sizes: Sizes | None = None) -> Iterator[Case]:
 
 
 OURS, ENTROPY, BLEND, FULL = "ours", "ours, routed by entropy", "dense blend", "full attention"
-EAGER = "ours, not compiled"
+EAGER, DOUBLE = "ours, not compiled", "FFTs of length 2d"
 
 
 def half(batch: int, length: int, device: str = "cpu") -> Tensor:
@@ -125,6 +135,37 @@ def op(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     return Case(
         f"attention op, {_shown(sizes, keys)}", keys, {OURS: _forward(ours), FULL: _forward(full)}, check, at_most
     )
+
+
+def spectral(sizes: Sizes, at_most: dict[str, float]) -> Case:
+    """Entropy of all tokens, filter and inverse transform of half of them; against all of it for all tokens, with the
+    transform as the definition has it: an FFT of the vector and its mirror image."""
+    D = sizes.width
+    x_MD = torch.randn(sizes.batch * sizes.length, D, device=sizes.device, dtype=sizes.dtype).float()
+    chosen = Chosen(half(sizes.batch, sizes.length, sizes.device))
+    w = torch.rand(D, device=sizes.device)
+    k = torch.arange(D, device=sizes.device)
+    turn = torch.polar((0.5 / D / (1 + (k == 0).float())).sqrt(), k * (-math.pi / (2 * D)))
+
+    def ours() -> tuple[Tensor, Tensor]:
+        spectrum, entropy = packed_dct_and_entropy(x_MD)
+        return entropy, filtered_idct(spectrum.index_select(0, chosen.flat_M), w)
+
+    def mirrored() -> tuple[Tensor, Tensor]:
+        X = (torch.fft.rfft(torch.cat((x_MD, x_MD.flip(-1)), dim=-1))[:, :-1] * turn).real
+        energy = X.square()
+        p = (energy / energy.sum(-1, keepdim=True)).clamp_min(1e-30)
+        numbers = torch.nn.functional.pad(X * w / turn, (0, 1))
+        return -(p * p.log()).sum(-1) / math.log(D), torch.fft.irfft(numbers, n=2 * D)[:, :D]
+
+    def check() -> None:
+        entropy, filtered = ours()
+        expected, expected_filtered = mirrored()
+        close(entropy, expected)
+        close(filtered, expected_filtered[chosen.flat_M])
+
+    sides = {OURS: _forward(ours), DOUBLE: _forward(mirrored)}
+    return Case(f"spectral path, B {sizes.batch}, T {sizes.length}, d {D}", "all", sides, check, at_most)
 
 
 HALF, THRESHOLD = "half", "threshold"
