@@ -13,7 +13,7 @@ FLOORS = [
     {"modeling"},
     {"flops", "data", "training", "evaluation"},
     {"analysis", "studies", "bench"},
-    {"cli", "app"},
+    {"cli", "tables", "app"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = {path.stem for path in SOURCE.iterdir() if not path.stem.startswith("__")}

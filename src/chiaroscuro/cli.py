@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+
+from chiaroscuro import tables
 
 if TYPE_CHECKING:
     from chiaroscuro.training import Run, Task
@@ -138,7 +139,7 @@ def compare(
         console.print_json(data=comparison)
         return
     runs = comparison["runs"]
-    show_columns(f"{data}, {runs[recipe]['tokens_seen']:,} tokens, held-out text", runs)
+    console.print(tables.runs(runs, f"{data}, {runs[recipe]['tokens_seen']:,} tokens, held-out text"))
     for words, number in comparison["by_chance"].items():
         print(f"By chance: {words}, {number:.4g}, on the same held-out text.")
     print(f"Where the tokens of a held-out passage go: {picture}")
@@ -266,22 +267,9 @@ def tokens(
         console.print_json(data=found)
         return
     for layer, figures in found["layers"].items():
-        table = Table("", *(key.replace("_", " ") for key in TOKEN_MEASURES), title=f"layer {int(layer) + 1}")
-        for name, group in figures["by_class"].items():
-            table.add_row(name, *(form.format(group[key]) for key, form in TOKEN_MEASURES.items()))
-        console.print(table)
+        console.print(tables.word_classes(figures["by_class"], int(layer)))
         for name, figure in (figures["rank_correlation"] | figures["benefit"]).items():
             print(f"{name.replace('_', ' ')}: {figure['value']:+.4f} ± {figure['error']:.4f}")
-
-
-TOKEN_MEASURES = {
-    "tokens": "{:,}",
-    "entropy_before": "{:.4f}",
-    "entropy": "{:.4f}",
-    "attention": "{:.2f}",
-    "loss": "{:.2f}",
-    "benefit": "{:+.3f}",
-}
 
 
 @app.command(epilog="Example: chiaroscuro calibrate runs/mine --data other.txt")
@@ -307,13 +295,7 @@ def calibrate(
     if as_json:
         console.print_json(data={"noise_entropy": noise, "layers": [asdict(layer) for layer in found]})
         return
-    table = Table(
-        "layer", "tau_low", "tau_high", "mean entropy", "deviation", title=f"white noise: entropy {noise:.4f}"
-    )
-    for layer in found:
-        numbers = (layer.low, layer.high, layer.mean, layer.deviation)
-        table.add_row(str(layer.layer + 1), *(f"{number:.4f}" for number in numbers))
-    console.print(table)
+    console.print(tables.thresholds(found, noise))
 
 
 @app.command(epilog="Example: chiaroscuro convert checkpoint.pt converted")
@@ -405,18 +387,7 @@ def bench(
         console.print_json(data=report)
         return
     for each in (each for group in measured.values() for each in group):
-        table = Table("", "ms", "ratio of times (quartiles)", "by FLOPs", "speed-up reached", "at most", "peak MiB")
-        ours = next(iter(each.seconds))
-        for side, seconds in each.seconds.items():
-            cells = ["", "", "", ""]
-            if side != ours:
-                middle, low, high = each.ratio[side]
-                bound = f"{each.at_most[side]:.2f}" if side in each.at_most else ""
-                cells = [f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{each.predicted[side]:.3f}"]
-                cells += [f"{each.reached[side]:.0%}", bound]
-            table.add_row(side, f"{seconds * 1e3:.1f}", *cells, f"{each.peak_bytes[side] / 2**20:.0f}")
-        table.title = each.name
-        console.print(table)
+        console.print(tables.times(each))
 
 
 @app.command(epilog="Example: chiaroscuro report")
@@ -464,39 +435,8 @@ def passage(run: "Run", tokens: int = 160) -> str:
 
 
 def show(results: dict[str, Any], as_json: bool) -> None:
-    """A report as JSON, or as a table of its single values and, below it, of the shares per layer."""
+    """A report as JSON or as a table."""
     if as_json:
         console.print_json(data=results)
         return
-    show_columns("", {str(results.get("recipe", "")): results})
-
-
-ROWS = {
-    "accuracy": ("accuracy", "{:.2%}"),
-    "perplexity": ("perplexity", "{:.1f}"),
-    "bits_per_byte": ("bits per byte", "{:.3f}"),
-    "attention_ratio": ("attention FLOPs, to full attention", "{:.3f}"),
-    "total_ratio": ("all FLOPs, planned", "{:.3f}"),
-    "executed_ratio": ("all FLOPs, executed", "{:.3f}"),
-    "parameters": ("parameters", "{:,}"),
-    "train_seconds": ("training seconds", "{:.0f}"),
-    "tokens_per_second": ("tokens per second", "{:,.0f}"),
-    "tokens": ("tokens", "{:,}"),
-}
-
-
-def show_columns(title: str, columns: dict[str, dict[str, Any]]) -> None:
-    """Reports side by side, with the rows that any of them has."""
-    table = Table("", *columns, title=title or None)
-    flat = [report | report.get("flops", {}) for report in columns.values()]
-    for task in sorted({task for report in flat for task in report.get("tasks") or ()}):
-        table.add_row(f"accuracy, {task}", *(f"{report['tasks'][task]:.2%}" for report in flat))
-    for key, (label, form) in ROWS.items():
-        if any(report.get(key) is not None for report in flat):
-            table.add_row(label, *(form.format(report[key]) if report.get(key) is not None else "" for report in flat))
-    layers = sorted({layer for report in flat for layer in report.get("routing", {})}, key=int)
-    for layer in layers:
-        shares = [report.get("routing", {}).get(layer, {}) for report in flat]
-        cells = [", ".join(f"{name} {share:.0%}" for name, share in each.items()) for each in shares]
-        table.add_row(f"layer {int(layer) + 1} routes to", *cells)
-    console.print(table)
+    console.print(tables.runs({str(results.get("recipe", "")): results}))

@@ -107,5 +107,7 @@ def test_the_command_reports_and_draws(monkeypatch, capsys, tmp_path):
 
 
 def test_an_unknown_target_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown target 'speed'; known targets: op, spectral, layer, model, train, decode"):
+    with pytest.raises(
+        ValueError, match="unknown target 'speed'; known targets: op, spectral, layer, model, train, decode"
+    ):
         next(bench.cases("speed"))
