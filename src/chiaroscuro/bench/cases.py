@@ -68,7 +68,7 @@ def cases(target: str, sizes: Sizes | None = None) -> Iterator[Case]:
         for keys, bound in zip(KEYS, (0.60, 0.30), strict=True):
             yield op(one or Sizes(1, 4096, 512, 8), keys, {} if sizes else {FULL: bound})
     elif target == "spectral":
-        yield spectral(one or Sizes(1, 4096, 512, 8), {} if sizes else {DOUBLE: 0.33})
+        yield spectral(one or Sizes(1, 4096, 512, 8), {} if sizes else {DOUBLE: 1 / 3})
     elif target == "layer":
         for keys, bound, blend in zip(KEYS, (0.75, 0.48), (0.65, 0.42), strict=True):
             yield layer(one or Sizes(1, 4096, 512, 8), keys, {} if sizes else {FULL: bound, BLEND: blend})

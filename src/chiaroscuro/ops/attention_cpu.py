@@ -133,7 +133,7 @@ def _attend(
 
 
 @tiled_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
     return _heads_together(q), q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
 
 
@@ -184,16 +184,7 @@ def _attend_backward(
 
 
 @tiled_attention_backward.register_fake
-def _(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    visible_BQ: Tensor,
-    key_valid_BK: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
