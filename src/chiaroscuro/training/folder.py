@@ -97,7 +97,7 @@ def versions() -> dict[str, str]:
     """What the numbers of a run depend on, and the command that made it."""
     return {
         "chiaroscuro": chiaroscuro.__version__,
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).parent.parent),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
@@ -112,11 +112,16 @@ def _program() -> list[str]:
     return ["python", *module] if module[:1] == ["-m"] and module[1:] != ["chiaroscuro"] else ["chiaroscuro"]
 
 
-def _commit() -> str:
-    """The commit of the source, with "-dirty" when it was changed since; "unknown" outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
+def commit_of(source: Path) -> str:
+    """The commit that the folder `source` is at, with "-dirty" when something in it was changed since (results that are
+    written beside it do not count); "unknown" outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(source), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("describe", "--always", "--abbrev=12") + ("-dirty" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
