@@ -86,14 +86,16 @@ def test_chosen_rows_are_the_rows_of_the_dense_output(name, keys, B, T, share, p
 @every_keys
 @given(
     cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5),
-    share=st.sampled_from([0.0, 0.5, 1.0]),
+    share=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+    padded=st.booleans(),
+    training=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, seed):
+def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, padded, training, seed):
     torch.manual_seed(seed)
     T = sum(cuts)
     mixer, x, mask = build(name, attention_keys=keys), tokens(2, T), torch.rand(2, T) < share
-    valid = torch.arange(T) >= torch.tensor([[0], [min(2, T - 1)]])
+    valid = torch.arange(T) >= torch.tensor([[0], [min(2, T - 1) if padded else 0]])
     mask = mask & valid
     cos, sin = rotary(T)
     whole = mixer(x, Chosen(mask), Context(valid_BT=valid, rotary=(cos, sin)))
@@ -101,9 +103,10 @@ def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, seed):
     out, start = torch.zeros_like(x), 0
     for size in cuts:
         now = slice(start, start + size)
-        context = Context(valid_BT=valid[:, now], rotary=(cos[:, now], sin[:, now]), state=state)
+        context = Context(valid_BT=valid[:, now] if padded else None, rotary=(cos[:, now], sin[:, now]), state=state)
         piece = mask[:, now]
-        out[:, now][piece] = mixer(x[:, now], Chosen(piece), context)
+        with torch.set_grad_enabled(training):
+            out[:, now][piece] = mixer(x[:, now], Chosen(piece), context)
         start += size
     torch.testing.assert_close(out[mask], whole, atol=1e-10, rtol=0)
 
@@ -124,6 +127,17 @@ def test_state_size_counts_what_the_state_holds(name):
     used = int(state.pop("used_B", 0))
     held = [tensor[:, :, :used] if name in ("k", "v") else tensor for name, tensor in state.items()]
     assert mixer.state_size(9) == sum(tensor.numel() for tensor in held)
+
+
+@torch.no_grad()
+def test_keys_are_computed_when_somebody_asks_for_them():
+    mixer, state, x = AttentionMixer(D, 2).double().eval(), {}, tokens(1, 7)
+    asks = torch.tensor([[False, True, False, False, False, True, False]])
+    rows = []
+    mixer.key_value.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[1]))
+    for t in range(7):
+        mixer(x[:, t : t + 1], Chosen(asks[:, t : t + 1]), Context(state=state))
+    assert rows == [2, 4]
 
 
 @pytest.mark.parametrize("keys", ["all", "routed"])

@@ -172,11 +172,11 @@ HALF, THRESHOLD = "half", "threshold"
 
 
 class HalfRouter(Router):
-    """Sends exactly half of the tokens of each row to the second operator; those from `start` on are asked for."""
+    """Sends half of the tokens, those of a given mask, to the second operator; those from `start` on are asked for."""
 
-    def __init__(self, hidden_size: int, batch: int, length: int, device: str, dtype: torch.dtype):
+    def __init__(self, hidden_size: int, half_BT: Tensor, dtype: torch.dtype):
         super().__init__(hidden_size, 2)
-        self.gates_BTO = one_hot(half(batch, length, device).long(), 2).to(dtype)
+        self.gates_BTO = one_hot(half_BT.long(), 2).to(dtype)
         self.start = 0
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
@@ -219,7 +219,7 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     for module in (ours, full):
         module.to(sizes.device, sizes.dtype).eval()
     calibrate(ours, x)
-    routers = {HALF: HalfRouter(D, B, T, sizes.device, sizes.dtype), THRESHOLD: routed.router}
+    routers = {HALF: HalfRouter(D, half(B, T, sizes.device), sizes.dtype), THRESHOLD: routed.router}
 
     def run(dispatch: Literal["sparse", "dense"], router: str = HALF) -> Tensor:
         routed.dispatch, routed.router = dispatch, routers[router]
@@ -255,10 +255,10 @@ def _bodies(sizes: Sizes, keys: Keys) -> tuple[ChiarModel, ChiarModel]:
 class _Routed:
     """The layers of a model that have a choice, and who decides in them."""
 
-    def __init__(self, model: ChiarModel, sizes: Sizes, length: int):
+    def __init__(self, model: ChiarModel, sizes: Sizes, half_BT: Tensor):
         self.layers = [part for part in model.modules() if isinstance(part, RoutedMixer) and part.router is not None]
         self.thresholds = [layer.router for layer in self.layers]
-        self.half = HalfRouter(sizes.width, sizes.batch, length, sizes.device, sizes.dtype)
+        self.half = HalfRouter(sizes.width, half_BT, sizes.dtype)
 
     def by(self, router: str, dispatch: Literal["sparse", "dense"] = "sparse") -> None:
         """From now on."""
@@ -271,7 +271,7 @@ def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     ours, full = _bodies(sizes, keys)
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
     calibrate(_Body(ours), x)
-    routed = _Routed(ours, sizes, sizes.length)
+    routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
 
     def run(router: str, dispatch: Literal["sparse", "dense"]) -> Tensor:
         routed.by(router, dispatch)
@@ -292,7 +292,7 @@ def compiled(sizes: Sizes, keys: Keys) -> Case:
     """The body given to torch.compile, beside itself without, and the same of full attention."""
     ours, full = _bodies(sizes, keys)
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
-    _Routed(ours, sizes, sizes.length).by(HALF)
+    _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device)).by(HALF)
 
     def run(model: Callable[..., Any]) -> Callable[[], Tensor]:
         # Without a cache, which would be an object of Python for the compiler to look into.
@@ -311,7 +311,7 @@ def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     """Forward and backward pass of the body, and a step of AdamW."""
     ours, full = _bodies(sizes, keys)
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
-    routed = _Routed(ours, sizes, sizes.length)
+    routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
     optimisers = {model: torch.optim.AdamW(model.parameters(), lr=0.0, fused=True) for model in (ours, full)}
 
     def step(model: ChiarModel, dispatch: Literal["sparse", "dense"] = "sparse") -> list[Tensor]:
@@ -339,7 +339,9 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     ours, full = _bodies(sizes, keys)
     length = sizes.length + STEPS
     x = torch.randn(sizes.batch, length, sizes.width, device=sizes.device, dtype=sizes.dtype)
-    routed = _Routed(ours, sizes, length)
+    # Half of the context, and half of the steps.
+    parts = [half(sizes.batch, tokens, sizes.device) for tokens in (sizes.length, STEPS)]
+    routed = _Routed(ours, sizes, torch.cat(parts, dim=1))
     routed.by(HALF)
 
     def go_on(model: ChiarModel, cache: Any, start: int, end: int) -> Any:

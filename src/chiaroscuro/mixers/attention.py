@@ -13,9 +13,8 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, register_mixer
 from chiaroscuro.mixers.flops import Flops, Work, linear_flops
+from chiaroscuro.mixers.memory import append, mark_usable, recall, seen, wait
 from chiaroscuro.ops import Chosen, chosen_attention, packed_attention, rotate
-
-ROOM = 64  # tokens that a cache which is full grows by, at the least
 
 
 @register_mixer("attention")
@@ -23,9 +22,9 @@ class AttentionMixer(Mixer):
     """Full self-attention (paper, section 1), with rotary positions where the context brings them.
 
     keys: "all": a chosen token sees every earlier token, whose keys and values are computed and cached even when it is
-    routed elsewhere. "routed": it sees the earlier tokens that were themselves chosen, and nothing is computed or
-    cached for the others. When all tokens attend to all, the attention implementation of the configuration is used
-    (transformers' attention interface), SDPA by default.
+    routed elsewhere; in generation when somebody asks, for all that wait at once. "routed": it sees the earlier tokens
+    that were themselves chosen, and nothing is computed or cached for the others. When all tokens attend to all, the
+    attention implementation of the configuration is used (transformers' attention interface), SDPA by default.
     """
 
     def __init__(
@@ -65,20 +64,24 @@ class AttentionMixer(Mixer):
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
         queries = x_BTD if chosen is None else chosen.take(x_BTD)
         keys_routed = self.keys == "routed" and chosen is not None
-        sources = queries if keys_routed else x_BTD
-        k, v = self.key_value(sources).chunk(2, dim=-1)
-        k = self._heads(k, context.rotary, chosen if keys_routed else None)
-        v = self._heads(v, None, chosen if keys_routed else None)
-
-        usable_BT = context.valid_BT
+        usable_BT, new = context.valid_BT, x_BTD.shape[1]
         if chosen is not None and keys_routed:
-            usable_BT = chosen.filled_BQ if len(x_BTD) > 1 else None  # a single row has no padding
+            usable_BT, new = chosen.filled_BQ if len(x_BTD) > 1 else None, chosen.Q  # a single row has no padding
         elif self.keys == "routed" and context.routed_BT is not None:
             usable_BT = context.routed_BT
-        past = _used(context.state)
-        k, v, usable_BK = _append(context.state, k, v, usable_BT)
+        past = seen(context.state)
+        usable_BK = mark_usable(context.state, len(x_BTD), new, usable_BT)
         if chosen is not None and chosen.Q == 0 and not torch.is_grad_enabled():
-            return queries  # nobody asks; in training the weights still get their zero gradient below
+            # Nobody asks. (In training the weights get their zero gradient below.)
+            if context.state is not None and not keys_routed:
+                wait(context.state, x_BTD, context.rotary)
+            return queries
+
+        sources, rotary = (queries, context.rotary) if keys_routed else recall(context.state, x_BTD, context.rotary)
+        k, v = self.key_value(sources).chunk(2, dim=-1)
+        k = self._heads(k, rotary, chosen if keys_routed else None)
+        v = self._heads(v, None, chosen if keys_routed else None)
+        k, v = append(context.state, k, v)
 
         q = self._heads(self.query(queries), context.rotary, chosen)
         if x_BTD.shape[1] == 1 and usable_BK is None and context.attention_mask is None:
@@ -151,43 +154,3 @@ class AttentionMixer(Mixer):
 
     def state_size(self, length: int) -> int:
         return 2 * length * self.hidden_size
-
-
-def _used(state: dict[str, Tensor] | None) -> int:
-    """How many keys a state holds."""
-    return int(state["used_B"][0]) if state else 0
-
-
-def _append(
-    state: dict[str, Tensor] | None, k_BNTH: Tensor, v_BNTH: Tensor, usable_BT: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Put new keys and values behind those in `state`, and say which of all are usable (None: all).
-
-    The state marks the usable keys from the first time that some are not. How many keys it holds it knows on the CPU,
-    where asking does not stall a GPU.
-    """
-    if state is None:
-        return k_BNTH, v_BNTH, usable_BT
-    B, T = k_BNTH.shape[0], k_BNTH.shape[2]
-    past = _used(state)
-    if usable_BT is not None or "usable_BK" in state:
-        before = state.get("usable_BK", k_BNTH.new_ones(B, past, dtype=torch.bool))
-        now = k_BNTH.new_ones(B, T, dtype=torch.bool) if usable_BT is None else usable_BT
-        state["usable_BK"] = torch.cat((before, now), dim=1)
-    for name, new in (("k", k_BNTH), ("v", v_BNTH)):
-        state[name] = _behind(state.get(name), past, new)
-    state["used_B"] = torch.full((B,), past + T, device="cpu")
-    return state["k"][:, :, : past + T], state["v"][:, :, : past + T], state.get("usable_BK")
-
-
-def _behind(buffer: Tensor | None, past: int, new_BNTH: Tensor) -> Tensor:
-    """A buffer whose first `past` entries of axis 2 are those of `buffer`, followed by `new_BNTH`: the same one while
-    there is room, so that a step of generation copies one token and not the whole context."""
-    end = past + new_BNTH.shape[2]
-    if buffer is None or buffer.shape[2] < end or new_BNTH.requires_grad:
-        room = new_BNTH.new_empty(*new_BNTH.shape[:2], end + max(ROOM, end // 4), new_BNTH.shape[3])
-        if buffer is not None:
-            room[:, :, :past] = buffer[:, :, :past]
-        buffer = room
-    buffer[:, :, past:end] = new_BNTH
-    return buffer

@@ -91,12 +91,15 @@ def _entropy_rows(X: Tensor, entropy: Tensor, energy: Tensor, product: Tensor, d
 
 
 def _entropy_of_one(X: Tensor, dc_weight: float, D: int) -> Tensor:
-    """Entropy (...) of a packed spectrum (..., P), in as few steps as can be: for one vector each costs the same."""
-    energy = (X * _shrink(X.abs())).square_()
+    """Entropy (...) of a packed spectrum (..., P), in as few steps as can be: for one vector each costs the same. In
+    float64 the squares of numbers of float32 need no scaling."""
+    energy = X.double().square()
     if dc_weight != 1.0:
         energy[..., 0] *= dc_weight
-    p = energy.div_(energy.sum(-1, keepdim=True)).nan_to_num_(0.0)  # no energy, no entropy
-    return torch.special.entr(p).sum(-1).mul_(1.0 / math.log(max(D, 2))).clamp_(0.0, 1.0)
+    total = energy.sum(-1, keepdim=True)
+    total.masked_fill_(total <= torch.finfo(X.dtype).tiny, math.inf)  # too short: no entropy
+    entropy = torch.special.entr(energy.div_(total)).sum(-1).mul_(1.0 / math.log(max(D, 2)))
+    return entropy.clamp_(0.0, 1.0).to(X.dtype)
 
 
 def _slope(X: Tensor, dc_weight: float, D: int) -> Tensor:

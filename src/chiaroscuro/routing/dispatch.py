@@ -151,14 +151,16 @@ class RoutedMixer(nn.Module):
     ) -> tuple[Tensor, Routing | None]:
         """The mixed tokens (B, T, D), and the routing where there was a choice. `states` holds, per operator, what it
         keeps between calls (`Context.state`)."""
+        modules = self._mixers_in_order
+        routing = None
+        if self.router is not None:
+            routing = self.route(x_BTD, context)
+            context = replace(context, spectrum_BTP=routing.spectrum_BTP)
         contexts = [
             context if states is None else replace(context, state=states[operator]) for operator in self.operators
         ]
-        modules = self._mixers_in_order
-        if self.router is None:
+        if routing is None:
             return modules[0](x_BTD, None, contexts[0]), None
-        routing = self.route(x_BTD, context)
-        contexts = [replace(context, spectrum_BTP=routing.spectrum_BTP) for context in contexts]
         return dispatch(modules, x_BTD, routing, contexts, self.sparse), routing
 
     def flops(self, works: Sequence[Work]) -> Flops:
