@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    # Kernels for GPUs are interpreted. Triton reads this when it is first imported, by whomever.
+    os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 settings.register_profile("chiaroscuro", deadline=None, derandomize=True, max_examples=15)
 settings.load_profile("chiaroscuro")

@@ -96,7 +96,8 @@ def _tiled_formulas() -> dict[Any, Callable[..., float]]:
     """They are given the tensors themselves, since what is computed depends on which tokens were chosen."""
 
     def forward(q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, *args: Any, out_val: Any = None) -> float:
-        return 4.0 * q.shape[1] * q.shape[3] * computed_pairs(visible_BQ, k.shape[2])
+        pairs = computed_pairs(visible_BQ, k.shape[2]) if q.device.type == "cpu" else int(visible_BQ.sum())
+        return 4.0 * q.shape[1] * q.shape[3] * pairs
 
     def backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any, out_val: Any = None) -> float:
         return 2.5 * forward(q, k, v, args[2])

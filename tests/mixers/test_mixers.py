@@ -20,6 +20,7 @@ from chiaroscuro.mixers import (
     Mixer,
     RBFMixer,
     Work,
+    feed_forward,
     mixer_class,
     register_mixer,
 )
@@ -247,6 +248,17 @@ def test_attention_alone_is_causal_under_every_implementation():
     config._attn_implementation = "eager"
     mixer = AttentionMixer.from_config(config).double().eval()
     assert not reach(mixer, tokens(1, 4))[0, :, 0].triu(1).any()
+
+
+def test_the_feed_forward_network_takes_some_tokens_at_a_time_where_no_gradient_is_wanted(monkeypatch):
+    network, x = FeedForward(D, 24).double().eval(), tokens(2, 9)
+    whole, rows = network(x), []
+    monkeypatch.setattr(feed_forward, "AT_A_TIME", 24 * 5)
+    network.up.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[:-1].numel()))
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), whole, atol=1e-12, rtol=0)
+    network(x)
+    assert rows == [5, 5, 5, 3, 18]
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

@@ -37,17 +37,10 @@ def inputs(B, N, Q, K, H, seed=0):
 def test_outputs_and_gradients_by_definition(B, N, Q, K, padded, seed):
     q, k, v, visible = inputs(B, N, Q, K, 4, seed)
     valid = torch.rand(B, K) < 0.7 if padded else None
-    out = chosen_attention(q, k, v, visible, valid)
-    expected = expected_attention(q, k, v, visible, valid)
-    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
-    if not visible.any():
-        assert not out.any()
-        return
-    weights = torch.randn_like(out)
-    gradients = torch.autograd.grad((out * weights).sum(), (q, k, v))
-    wanted = torch.autograd.grad((expected * weights).sum(), (q, k, v), allow_unused=True, materialize_grads=True)
-    for gradient, want in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(gradient, want, atol=1e-10, rtol=0)
+    if visible.any():
+        assert_as_defined(q, k, v, visible, valid)
+    else:
+        assert not chosen_attention(q, k, v, visible, valid).any()
 
 
 def assert_as_defined(q, k, v, visible, valid):
@@ -65,6 +58,7 @@ def assert_as_defined(q, k, v, visible, valid):
     B=st.integers(1, 3),
     Q=st.integers(1, 60),
     K=st.integers(1, 70),
+    whole=st.sampled_from([0, 30]),
     leaf=st.integers(1, 9),
     tall=st.integers(1, 40),
     aligned=st.sampled_from([1, 4]),
@@ -72,13 +66,14 @@ def assert_as_defined(q, k, v, visible, valid):
     padded=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_every_way_to_cut_the_staircase(B, Q, K, leaf, tall, aligned, apart, padded, seed):
+def test_every_way_to_cut_the_staircase(B, Q, K, whole, leaf, tall, aligned, apart, padded, seed):
     q, k, v, visible = inputs(B, 2, Q, K, 4, seed)
     valid = torch.rand(B, K) < 0.7 if padded else None
     visible = visible * (torch.rand(B, Q) < 0.9)  # padding queries anywhere
     if not visible.any():
         return
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_cpu, "WHOLE", whole)
         patch.setattr(attention_cpu, "LEAF", leaf)
         patch.setattr(attention_cpu, "TALL", tall)
         patch.setattr(attention_cpu, "ALIGNED", aligned)

@@ -14,6 +14,8 @@ def test_rows_taken_padded_and_taken_back_are_the_chosen_ones_in_order(B, T, sha
     chosen = Chosen(mask)
     rows = chosen.take(x)
     assert torch.equal(rows, x[mask])
+    assert torch.equal(chosen.take(x[:1]), x[:1].expand(B, -1, -1)[mask])
+    assert torch.equal(chosen.place_M, torch.arange(T).expand(B, T)[mask])
     padded = chosen.pad(rows)
     assert padded.shape == (B, int(mask.sum(1).max()), 3)
     for b in range(B):

@@ -50,11 +50,27 @@ def test_derivatives_of_the_packed_transforms(shape):
         assert torch.autograd.gradgradcheck(lambda *xs, transform=transform: transform(*xs).square(), at)
 
 
+@pytest.mark.parametrize("chosen", [[], [4], [0, 2, 5]])
+def test_some_rows_of_a_packed_spectrum(chosen):
+    X, w = packed_dct(torch.randn(2, 3, 5, dtype=torch.float64)).requires_grad_(), torch.randn(5, dtype=torch.float64)
+    w.requires_grad_()
+    chosen_M = torch.tensor(chosen, dtype=torch.long)
+    torch.testing.assert_close(filtered_idct(X, w, chosen_M), filtered_idct(X, w).flatten(0, 1)[chosen_M])
+    assert torch.autograd.gradcheck(lambda X, w: filtered_idct(X, w, chosen_M), (X, w))
+    assert torch.autograd.gradgradcheck(lambda X, w: filtered_idct(X, w, chosen_M).square(), (X, w))
+
+
 def test_transforms_of_more_vectors_than_are_taken_at_a_time(monkeypatch):
     x, w = torch.randn(2, 50, 7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
-    whole = packed_dct(x), filtered_idct(packed_dct(x), w), spectral_entropy(x)
+    chosen_M = torch.arange(0, 100, 2)
+
+    def transforms():
+        X = packed_dct(x)
+        return X, filtered_idct(X, w), filtered_idct(X, w, chosen_M), spectral_entropy(x)
+
+    whole = transforms()
     monkeypatch.setattr(ops_pieces, "AT_A_TIME", 30)
-    assert all(map(torch.equal, whole, (packed_dct(x), filtered_idct(packed_dct(x), w), spectral_entropy(x))))
+    assert all(map(torch.equal, whole, transforms()))
 
 
 def test_a_packed_spectrum_of_other_vectors_is_refused():

@@ -149,7 +149,7 @@ def spectral(sizes: Sizes, at_most: dict[str, float]) -> Case:
 
     def ours() -> tuple[Tensor, Tensor]:
         spectrum, entropy = packed_dct_and_entropy(x_MD)
-        return entropy, filtered_idct(spectrum.index_select(0, chosen.flat_M), w)
+        return entropy, filtered_idct(spectrum, w, chosen.flat_M)
 
     def mirrored() -> tuple[Tensor, Tensor]:
         X = (torch.fft.rfft(torch.cat((x_MD, x_MD.flip(-1)), dim=-1))[:, :-1] * turn).real
@@ -349,7 +349,8 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         return model(inputs_embeds=x[:, start:end], past_key_values=cache, use_cache=True)
 
     def steps(model: ChiarModel) -> Callable[[], Tensor]:
-        cache = _forward(lambda: go_on(model, None, 0, sizes.length).past_key_values)()
+        cache = _forward(lambda: go_on(model, None, 0, sizes.length - 1).past_key_values)()
+        _forward(lambda: go_on(model, cache, sizes.length - 1, sizes.length))()  # the cache makes room
         before = [{operator: dict(state) for operator, state in layer.states.items()} for layer in cache.layers]
 
         def run() -> Tensor:

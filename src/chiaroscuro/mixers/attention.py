@@ -103,23 +103,18 @@ class AttentionMixer(Mixer):
         heads = (heads if chosen is None else chosen.pad(heads)).transpose(1, 2)
         if rotary is None:
             return heads
-        if chosen is not None:
-            B, T = chosen.mask_BT.shape
-            cos, sin = (chosen.pad(chosen.take(table.expand(B, T, -1))) for table in rotary)
-        else:
-            cos, sin = rotary
+        cos, sin = rotary if chosen is None else (chosen.pad(chosen.take(table)) for table in rotary)
         return rotate(heads, cos.unsqueeze(1), sin.unsqueeze(1))
 
     def _visible(self, x_BTD: Tensor, chosen: Chosen | None, past: int, K: int, keys_routed: bool) -> Tensor:
         """How many leading keys each query may see, (B, Q)."""
         B, T = x_BTD.shape[:2]
-        position_BT = torch.arange(T, device=x_BTD.device).expand(B, T)
         if chosen is None:
-            visible_BQ = past + position_BT + 1
+            visible_BQ = past + 1 + torch.arange(T, device=x_BTD.device).expand(B, T)
         elif keys_routed:
             visible_BQ = (past + 1 + torch.arange(chosen.Q, device=x_BTD.device)) * chosen.filled_BQ
         else:
-            visible_BQ = chosen.pad(past + 1 + position_BT.flatten()[chosen.flat_M])
+            visible_BQ = chosen.pad(past + 1 + chosen.place_M)
         return visible_BQ if self.causal else torch.where(visible_BQ > 0, K, 0)
 
     def _interface_knows_mask(self, context: Context, past: int, T: int, usable_BK: Tensor | None) -> bool:
@@ -149,7 +144,8 @@ class AttentionMixer(Mixer):
 
     def flops(self, work: Work) -> Flops:
         D = self.hidden_size
-        projections = 2 * linear_flops(work.chosen, D, D) + linear_flops(work.keys, D, 2 * D)
+        keys = work.keys if work.chosen else 0.0
+        projections = 2 * linear_flops(work.chosen, D, D) + linear_flops(keys, D, 2 * D)
         return Flops(attention=2 * linear_flops(work.pairs, D, 1), mixing=projections)
 
     def state_size(self, length: int) -> int:

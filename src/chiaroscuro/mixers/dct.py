@@ -36,11 +36,11 @@ class DCTMixer(Mixer):
         init.constant_(self.filter, self.start)
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
-        tokens = x_BTD if context.spectrum_BTP is None else context.spectrum_BTP
-        if chosen is not None:
-            tokens = chosen.take(tokens)
-        spectrum = packed_dct(tokens) if context.spectrum_BTP is None else tokens
-        return filtered_idct(spectrum, self.filter).to(x_BTD.dtype)
+        if context.spectrum_BTP is not None:
+            chosen_M = None if chosen is None else chosen.flat_M
+            return filtered_idct(context.spectrum_BTP, self.filter, chosen_M).to(x_BTD.dtype)
+        tokens = x_BTD if chosen is None else chosen.take(x_BTD)
+        return filtered_idct(packed_dct(tokens), self.filter).to(x_BTD.dtype)
 
     def flops(self, work: Work) -> Flops:
         transforms = 1 if work.spectrum else 2

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D model channels, O operators, M chosen tokens of all
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -104,7 +105,7 @@ class ChiarLayer(GradientCheckpointingLayer):
         else:
             hidden_BTD = self.feed_forward_norm(mixed + self.dropout(self._feed_forward(mixed, routing)))
         if meta_gate is not None:
-            hidden_BTD = meta_gate * hidden_BTD + (1 - meta_gate) * before_BTD
+            hidden_BTD = torch.lerp(before_BTD, hidden_BTD, meta_gate)
         if routing is None:
             return hidden_BTD, None
         trace = RoutingTrace(self.index, self.mixer.operators, routing.entropy_BT, routing.choice_BT, routing.gates_BTO)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from chiaroscuro.ops.attention_cpu import ROW_BY_ROW, tiled_attention
+from chiaroscuro.ops.attention_cpu import ROW_BY_ROW, heads_apart
+from chiaroscuro.ops.attention_op import has_kernel, tiled_attention
 from chiaroscuro.ops.checks import require_finite
 
 
@@ -26,10 +27,10 @@ def chosen_attention(
         Queries of a row are in ascending order of that number, but for padding queries (0) anywhere; a query that
         sees no key returns zeros.
 
-    On the CPU, without dropout, the causal triangle is cut into rectangles that need no mask and a strip of small
-    masked tiles (`chiaroscuro.ops.attention_cpu`); elsewhere the queries are cut into blocks, each over the keys up to
-    the last one it may see. Returns (B, N, Q, H). Raises ValueError for shapes that do not fit and for NaN or infinity
-    on the CPU.
+    Without dropout, kernels leave out what is not seen: on the CPU (`chiaroscuro.ops.attention_cpu`), and on GPUs for
+    heads of at most 128 channels where Triton is installed (`chiaroscuro.ops.attention_triton`). Otherwise the queries
+    are cut into blocks, each over the keys up to the last one it may see. Returns (B, N, Q, H). Raises ValueError for
+    shapes that do not fit and for NaN or infinity on the CPU.
     """
     B, N, Q, H = q_BNQH.shape
     K = k_BNKH.shape[2]
@@ -40,7 +41,7 @@ def chosen_attention(
             f"chosen_attention: queries {tuple(q_BNQH.shape)}, keys {shapes[0]}, values {shapes[1]}, visible counts "
             f"{shapes[2]} and key mask {shapes[3]} do not fit together"
         )
-    if q_BNQH.device.type == "cpu" and dropout == 0.0:
+    if has_kernel(q_BNQH) and dropout == 0.0:
         out, _ = tiled_attention(q_BNQH, k_BNKH, v_BNKH, visible_BQ, key_valid_BK)
     else:
         out = _in_blocks(q_BNQH, k_BNKH, v_BNKH, visible_BQ, key_valid_BK, dropout)
@@ -54,9 +55,11 @@ def packed_attention(q_BNQH: Tensor, k_BNQH: Tensor, v_BNQH: Tensor, counts_B: T
     Rows are taken together or one by one, whichever wastes less. Returns (B, N, Q, H), arbitrary at padding.
     """
     B, _, Q, _ = q_BNQH.shape
-    if q_BNQH.device.type == "cpu":
-        k_BNQH, v_BNQH = k_BNQH.contiguous(), v_BNQH.contiguous()  # as in `tiled_attention`
-    if B == 1 or Q < ROW_BY_ROW:
+    on_cpu = q_BNQH.device.type == "cpu"
+    if on_cpu:
+        k_BNQH, v_BNQH = heads_apart(k_BNQH, Q), heads_apart(v_BNQH, Q)
+    # Elsewhere pairs of padding cost less than waiting for the counts.
+    if not on_cpu or B == 1 or Q < ROW_BY_ROW:
         return scaled_dot_product_attention(q_BNQH, k_BNQH, v_BNQH, is_causal=True, dropout_p=dropout)
     out = torch.zeros_like(q_BNQH)
     for b, count in enumerate(counts_B.tolist()):

@@ -12,7 +12,7 @@ Shapes: B batch, N heads, Q queries, K keys, H head channels.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +20,12 @@ from torch import Tensor
 # Queries of a rectangle: so many the kernel takes in its largest bites, which are its fastest.
 TALL = 768
 LEAF = 96  # queries of a masked tile: more compute more pairs in vain, fewer are slower per pair
+WHOLE = 192  # so few queries are one masked tile: cutting and merging would cost more than the pairs in vain
 ALIGNED = 16  # keys of a rectangle are a multiple of this, which the matrix products are faster for
 ROW_BY_ROW = 256  # from that many queries on, rows of a batch are cut each for itself
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 class Tile(NamedTuple):
@@ -53,6 +54,11 @@ def cut_together(visible_BQ: Tensor) -> list[slice]:
 
 def tiles(visible_BQ: Tensor, K: int) -> Iterator[Tile]:
     """The kernel calls for queries of which each sees the first `visible_BQ` of K keys."""
+    if visible_BQ.shape[1] <= WHOLE:
+        end = int(visible_BQ.max()) if visible_BQ.numel() else 0
+        if end:
+            yield Tile(slice(0, visible_BQ.shape[1]), slice(0, _aligned(end, K)), True, True)
+        return
     # Padding queries see nothing, and must not keep the others from being taken together: bounds over the queries from
     # here on, and over those so far.
     most_Q = visible_BQ.amax(0) if len(visible_BQ) > 1 else visible_BQ[0]
@@ -79,7 +85,7 @@ def _cut(least: list[int], most: list[int], start: int, end: int, key: int, K: i
     """Tiles for the queries from `start` to `end` and the keys from `key` on."""
     height = end - start
     if height <= LEAF:
-        last = min(K, -(-most[end - 1] // ALIGNED) * ALIGNED)
+        last = _aligned(most[end - 1], K)
         if last > key:
             yield Tile(slice(start, end), slice(key, last), True, first)
         return
@@ -92,27 +98,25 @@ def _cut(least: list[int], most: list[int], start: int, end: int, key: int, K: i
     yield from _cut(least, most, middle, end, key, K, first)
 
 
-@torch.library.custom_op("chiaroscuro::tiled_attention", mutates_args=())
-def tiled_attention(
-    q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Outputs (B, N, Q, H), and the log-sum-exp of each query's scores (B, N, Q), arbitrary for one that sees nothing.
+def _aligned(end: int, K: int) -> int:
+    return min(K, -(-end // ALIGNED) * ALIGNED)
 
-    As `chiaroscuro.ops.chosen_attention`, on the CPU and without its checks of shape. Opaque to torch.compile.
-    """
+
+def forward(q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None, out: Tensor) -> Tensor:
+    """Writes outputs to `out` (B, N, Q, H). Returns the log-sum-exp of each query's scores (B, N, Q), arbitrary for one
+    that sees nothing."""
     B, N, Q, _ = q.shape
     if int(visible_BQ.max() if B * Q else 0) > k.shape[2]:
         raise ValueError(f"chosen_attention: more visible keys than the {k.shape[2]} given do not fit together")
-    k, v = k.contiguous(), v.contiguous()  # read many times: faster where heads lie apart
-    out = _heads_together(q)
-    lse = q.new_full((B, N, Q), _low(q), dtype=_lse_dtype(q))
+    k, v = heads_apart(k, Q), heads_apart(v, Q)
+    lse = q.new_full((B, N, Q), _low(q), dtype=lse_dtype(q))
     for rows in cut_together(visible_BQ):
         valid_BK = None if key_valid_BK is None else key_valid_BK[rows]
         _attend(q[rows], k[rows], v[rows], visible_BQ[rows], valid_BK, out[rows], lse[rows])
     blind_BNQ = _blind(q, lse, visible_BQ, key_valid_BK)
     if blind_BNQ.any():
         out.masked_fill_(blind_BNQ[..., None], 0.0)
-    return out, lse
+    return lse
 
 
 def _attend(
@@ -122,7 +126,7 @@ def _attend(
     masks = _Masks(q, k.shape[2], visible_BQ, valid_BK)
     for tile in tiles(visible_BQ, k.shape[2]):
         mask = masks.of(tile)
-        part, part_lse = _forward(tile.of_queries(q), tile.of_keys(k), tile.of_keys(v), 0.0, False, attn_mask=mask)
+        part, part_lse = _kernel(tile.of_queries(q), tile.of_keys(k), tile.of_keys(v), 0.0, False, attn_mask=mask)
         merged, merged_lse = tile.of_queries(out), tile.of_queries(lse)
         if tile.first:
             merged.copy_(part)
@@ -132,13 +136,7 @@ def _attend(
             torch.logaddexp(merged_lse, part_lse, out=merged_lse)
 
 
-@tiled_attention.register_fake
-def _(q: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _heads_together(q), q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
-
-
-@torch.library.custom_op("chiaroscuro::tiled_attention_backward", mutates_args=())
-def tiled_attention_backward(
+def backward(
     gradient: Tensor,
     q: Tensor,
     k: Tensor,
@@ -152,8 +150,8 @@ def tiled_attention_backward(
     blind_BNQ = _blind(q, lse, visible_BQ, key_valid_BK)
     if blind_BNQ.any():
         gradient = gradient.masked_fill(blind_BNQ[..., None], 0.0)
-    k, v = k.contiguous(), v.contiguous()
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    k, v = heads_apart(k, q.shape[2]), heads_apart(v, q.shape[2])
+    dq, dk, dv = q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     for rows in cut_together(visible_BQ):
         valid_BK = None if key_valid_BK is None else key_valid_BK[rows]
         given = [x[rows] for x in (gradient, q, k, v, out, lse, visible_BQ)]
@@ -177,36 +175,16 @@ def _attend_backward(
     for tile in tiles(visible_BQ, k.shape[2]):
         mask = masks.of(tile)
         taken = [tile.of_queries(gradient), tile.of_queries(q), tile.of_keys(k), tile.of_keys(v), tile.of_queries(out)]
-        parts = _backward(*taken, tile.of_queries(lse).contiguous(), 0.0, False, attn_mask=mask)
+        parts = _kernel_backward(*taken, tile.of_queries(lse).contiguous(), 0.0, False, attn_mask=mask)
         places = (tile.of_queries(totals[0]), tile.of_keys(totals[1]), tile.of_keys(totals[2]))
         for place, part in zip(places, parts, strict=True):
             place.add_(part)
 
 
-@tiled_attention_backward.register_fake
-def _(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    q, k, v, visible_BQ, key_valid_BK, out, lse = ctx.saved_tensors
-    return *tiled_attention_backward(gradient, q, k, v, out, lse, visible_BQ, key_valid_BK), None, None
-
-
-tiled_attention.register_autograd(_gradients, setup_context=_keep)
-
-
-def _heads_together(q: Tensor) -> Tensor:
-    """Memory for outputs, (B, N, Q, H), in the order in which the kernel writes them and the output projection reads
-    them: the heads of a query behind each other."""
-    B, N, Q, H = q.shape
-    return q.new_empty(B, Q, N, H).transpose(1, 2)
+def heads_apart(x: Tensor, Q: int) -> Tensor:
+    """Keys or values x (B, N, K, H), copied if those of a head do not lie behind each other and so many queries read
+    them that it pays."""
+    return x if Q <= WHOLE or x.stride()[2:] == (x.shape[3], 1) else x.contiguous()
 
 
 class _Masks:
@@ -246,5 +224,5 @@ def _low(q: Tensor) -> float:
     return -30_000.0 if q.dtype == torch.float16 else -1e30
 
 
-def _lse_dtype(q: Tensor) -> torch.dtype:
+def lse_dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32

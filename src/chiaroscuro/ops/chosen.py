@@ -68,8 +68,15 @@ class Chosen:
         """True where the padded layout holds a chosen token."""
         return torch.arange(self.Q, device=self.mask_BT.device) < self.counts_B[:, None]
 
+    @_Once
+    def place_M(self) -> Tensor:
+        """The place of each chosen token in its row."""
+        return self.flat_M % self.mask_BT.shape[1]
+
     def take(self, x: Tensor) -> Tensor:
-        """(B, T, ...) to flat rows (M, ...)."""
+        """(B, T, ...), or (1, T, ...) where all rows have the same, to flat rows (M, ...)."""
+        if len(x) < len(self.mask_BT):
+            return x[0].index_select(0, self.place_M)
         return x.flatten(0, 1).index_select(0, self.flat_M)
 
     def pad(self, rows: Tensor) -> Tensor:

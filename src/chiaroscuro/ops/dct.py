@@ -20,7 +20,7 @@ from torch import Tensor
 
 from chiaroscuro.ops.checks import require_finite
 from chiaroscuro.ops.function import Function
-from chiaroscuro.ops.pieces import pieces, room
+from chiaroscuro.ops.pieces import pieces, room, rows
 
 
 def dct(x: Tensor) -> Tensor:
@@ -54,10 +54,11 @@ def packed_dct(x: Tensor) -> Tensor:
     return X
 
 
-def filtered_idct(X: Tensor, w_D: Tensor) -> Tensor:
+def filtered_idct(X: Tensor, w_D: Tensor, chosen_M: Tensor | None = None) -> Tensor:
     """Vectors (..., D) from their packed spectrum (..., P), coefficient k multiplied by w_k, in float32 or float64.
 
-    Raises ValueError when P does not belong to D, and as `dct` does.
+    With `chosen_M`, (M, D) from those of the flattened rows of X that it lists, none twice. Raises ValueError when P
+        does not belong to D, and as `dct` does.
     """
     check("filtered_idct", X)
     D = w_D.shape[0]
@@ -65,7 +66,7 @@ def filtered_idct(X: Tensor, w_D: Tensor) -> Tensor:
         raise ValueError(f"filtered_idct: {D} channels have {slots(D)} slots, got shape {tuple(X.shape)}")
     X = computed(X)
     w_P = w_D.to(X.dtype).index_select(0, tables_for(D, X).coefficient_P)
-    x = _FilteredInverse.run(X, w_P, D)
+    x = _FilteredInverse.run(X, w_P, D, chosen_M)
     require_finite("filtered_idct", x[..., 0])
     return x
 
@@ -148,19 +149,25 @@ def _as_complex(X: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor) -> Tensor:
-    x, tables = x.contiguous(), tables_for(x.shape[-1], x)
-    X, samples = x.new_empty(*x.shape[:-1], slots(x.shape[-1])), room(x, x.shape[-1])
+    D = x.shape[-1]
+    x, tables = x.contiguous(), tables_for(D, x)
+    X, samples = x.new_empty(*x.shape[:-1], slots(D)), room(x, D)
     for part, place in pieces(x, X):
-        forward_rows(part, place, samples[: len(part)], tables)
+        forward_rows(part, place, rows(samples, len(part), D), tables)
     return X
 
 
-def _inverse(X: Tensor, D: int, w_P: Tensor | None = None) -> Tensor:
-    X, tables = X.contiguous(), tables_for(D, X)
-    x, numbers = X.new_empty(*X.shape[:-1], D), room(X, X.shape[-1])
-    for part, place in pieces(X, x):
-        filtered = part if w_P is None else torch.mul(part, w_P, out=numbers[: len(part)])
-        _inverse_rows(filtered, place, numbers[: len(part)], tables)
+def _inverse(X: Tensor, D: int, w_P: Tensor | None = None, chosen_M: Tensor | None = None) -> Tensor:
+    X, tables, P = X.contiguous(), tables_for(D, X), X.shape[-1]
+    x = X.new_empty(*(X.shape[:-1] if chosen_M is None else chosen_M.shape), D)
+    space = room(x, P)
+    for place, part in pieces(x, X if chosen_M is None else chosen_M[:, None]):
+        numbers = rows(space, len(place), P)
+        if chosen_M is not None:
+            part = torch.index_select(X.view(-1, P), 0, part[:, 0], out=numbers)
+        if w_P is not None:
+            part = torch.mul(part, w_P, out=numbers)
+        _inverse_rows(part, place, numbers, tables)
     return x
 
 
@@ -208,20 +215,25 @@ class Inverse(Function):
 
 
 class _FilteredInverse(Function):
-    """`Inverse` of X * w in one go."""
+    """`Inverse` of X * w, or of some of its rows, in one go."""
 
     @staticmethod
-    def forward(X: Tensor, w_P: Tensor, D: int) -> Tensor:
-        if is_one_vector(X):
+    def forward(X: Tensor, w_P: Tensor, D: int, chosen_M: Tensor | None) -> Tensor:
+        if chosen_M is None and is_one_vector(X):
             return (X * w_P) @ matrix(D, X.dtype, X.device).T
-        return _inverse(X, D, w_P)
+        return _inverse(X, D, w_P, chosen_M)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        X, w_P, _, chosen_M = inputs
+        ctx.save_for_backward(X, w_P, chosen_M)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        X, w_P = ctx.saved_tensors
-        spectrum = _Forward.run(gradient)
-        return spectrum * w_P, (spectrum * X).reshape(-1, X.shape[-1]).sum(0), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        X, w_P, chosen_M = ctx.saved_tensors
+        spectrum, P = _Forward.run(gradient), X.shape[-1]
+        of_X, rows_X = spectrum * w_P, X.reshape(-1, P)
+        if chosen_M is not None:
+            of_X = torch.zeros_like(rows_X).index_copy(0, chosen_M, of_X).view(X.shape)
+            rows_X = rows_X.index_select(0, chosen_M)
+        return of_X, (spectrum.reshape(-1, P) * rows_X).sum(0), None, None

@@ -14,14 +14,15 @@ from torch import Tensor
 from chiaroscuro.ops.checks import require_finite
 from chiaroscuro.ops.dct import Inverse, check, computed, forward_rows, is_one_vector, matrix, slots, tables_for
 from chiaroscuro.ops.function import Function
-from chiaroscuro.ops.pieces import pieces, room
+from chiaroscuro.ops.pieces import pieces, room, rows
 
 
 def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
     """Entropy of the DCT power spectrum of each vector, divided by ln D so that it lies in [0, 1].
 
-    x: (..., D). Returns (...) in the dtype of x. A zero vector, and a vector of one channel, have entropy 0.
-        Gradients are finite everywhere, entries beyond 1e36 overflow. `dc_weight` multiplies the energy of the
+    x: (..., D). Returns (...) in the dtype of x. A vector of one channel, and one whose squared length is zero or
+        infinite as a number of the precision in which it is computed, have entropy 0. Gradients are finite everywhere.
+        `dc_weight` multiplies the energy of the
         constant coefficient: 1 by the definition, 2 in checkpoints of the authors' code. Raises ValueError as `dct`
         does.
     """
@@ -38,9 +39,9 @@ def packed_dct_and_entropy(x: Tensor, dc_weight: float = 1.0) -> tuple[Tensor, T
 
 
 class _SpectrumAndEntropy(Function):
-    """With e_k = (X_k / m)^2 for m = max |X_k|, S = sum e_k and p_k = e_k / S:
+    """With u = X / |X|, e_k = c_k u_k^2 where c_0 is `dc_weight` and all others are one, S = sum e_k and p_k = e_k / S:
 
-        H = (ln S - sum e_k ln e_k / S) / ln D,     dH / dX_k = -2 X_k (ln p_k + H ln D) / (m^2 S ln D)
+        H = (ln S - sum e_k ln e_k / S) / ln D,     dH / dX_k = -2 c_k u_k (ln p_k + H ln D) / (|X| S ln D)
 
     Vectors too short for their squares to be told from zero count as zero, which bounds the gradient.
     """
@@ -53,10 +54,11 @@ class _SpectrumAndEntropy(Function):
             return X, _entropy_of_one(X, dc_weight, D)
         x, tables, P = x.contiguous(), tables_for(D, x), slots(D)
         X, entropy = x.new_empty(*x.shape[:-1], P), x.new_empty(*x.shape[:-1], 1)
-        samples, energy, product = room(x, D), room(x, P), room(x, P)
+        space, more_space = room(x, P), room(x, P)
         for part, spectrum, place in pieces(x, X, entropy):
-            forward_rows(part, spectrum, samples[: len(part)], tables)
-            _entropy_rows(spectrum, place, energy[: len(part)], product[: len(part)], dc_weight, D)
+            n = len(part)
+            forward_rows(part, spectrum, rows(space, n, D), tables)
+            _entropy_rows(spectrum, place, rows(space, n, P), rows(more_space, n, P), dc_weight, D)
         return X, entropy.squeeze(-1)
 
     @staticmethod
@@ -80,26 +82,22 @@ def _entropy_rows(X: Tensor, entropy: Tensor, energy: Tensor, product: Tensor, d
     if D == 1:
         entropy.zero_()
         return
-    shrink = _shrink(torch.abs(X, out=energy))
+    shrink = _shrink(X)
     torch.mul(X, shrink, out=energy).square_().clamp_min_(torch.finfo(X.dtype).tiny)
     if dc_weight != 1.0:
         energy[:, 0] *= dc_weight
-    total = energy.sum(-1, keepdim=True)
-    spread = torch.log(energy, out=product).mul_(energy).sum(-1, keepdim=True)
-    nats = torch.where(shrink > 0.0, total.log() - spread / total, 0.0)
-    torch.clamp(nats / math.log(D), 0.0, 1.0, out=entropy)
+        energy.div_(energy.sum(-1, keepdim=True))
+    nats = torch.log(energy, out=product).mul_(energy).sum(-1, keepdim=True).neg_()
+    torch.clamp(torch.where(shrink > 0.0, nats / math.log(D), 0.0), 0.0, 1.0, out=entropy)
 
 
 def _entropy_of_one(X: Tensor, dc_weight: float, D: int) -> Tensor:
-    """Entropy (...) of a packed spectrum (..., P), in as few steps as can be: for one vector each costs the same. In
-    float64 the squares of numbers of float32 need no scaling."""
-    energy = X.double().square()
+    """Entropy (...) of a packed spectrum (..., P), in as few steps as can be: for one vector each costs the same."""
+    p = (X * _shrink(X)).square_()
     if dc_weight != 1.0:
-        energy[..., 0] *= dc_weight
-    total = energy.sum(-1, keepdim=True)
-    total.masked_fill_(total <= torch.finfo(X.dtype).tiny, math.inf)  # too short: no entropy
-    entropy = torch.special.entr(energy.div_(total)).sum(-1).mul_(1.0 / math.log(max(D, 2)))
-    return entropy.clamp_(0.0, 1.0).to(X.dtype)
+        p[..., 0] *= dc_weight
+        p /= p.sum(-1, keepdim=True).clamp_min_(torch.finfo(X.dtype).tiny)
+    return torch.special.entr(p).sum(-1).mul_(1.0 / math.log(max(D, 2))).clamp_(0.0, 1.0)
 
 
 def _slope(X: Tensor, dc_weight: float, D: int) -> Tensor:
@@ -107,7 +105,7 @@ def _slope(X: Tensor, dc_weight: float, D: int) -> Tensor:
     tiny = torch.finfo(X.dtype).tiny
     weight = torch.ones_like(X)
     weight[..., 0] = dc_weight
-    shrink = _shrink(X.detach().abs())
+    shrink = _shrink(X.detach())
     weighted = X * shrink * weight
     energy = weighted * (X * shrink)
     total = energy.sum(-1, keepdim=True).clamp_min(tiny)
@@ -116,11 +114,11 @@ def _slope(X: Tensor, dc_weight: float, D: int) -> Tensor:
     return weighted * shrink * above_mean / total * (-2.0 / math.log(max(D, 2)))
 
 
-def _shrink(size: Tensor) -> Tensor:
-    """What to multiply vectors by, given the absolute values of their entries (..., D), so that the largest is one;
-    zero for vectors too short."""
-    largest = size.amax(-1, keepdim=True)
-    return torch.where(largest > math.sqrt(torch.finfo(size.dtype).tiny), largest, math.inf).reciprocal()
+def _shrink(X: Tensor) -> Tensor:
+    """What to multiply vectors (..., P) by to make their lengths one, (..., 1); zero for those too short or too long
+    for their squares."""
+    length = torch.linalg.vector_norm(X, dim=-1, keepdim=True)
+    return length.masked_fill_(length <= math.sqrt(torch.finfo(X.dtype).tiny), math.inf).reciprocal_()
 
 
 def noise_entropy(D: int) -> float:

@@ -16,8 +16,14 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def room(x: Tensor, size: int) -> Tensor:
-    """Memory for `size` numbers per row of a piece of x; memory that is new for each piece is slower to write to."""
-    return x.new_empty(min(_number(x), x.numel() // x.shape[-1]), size)
+    """Memory for `size` numbers per row of a piece of x, for `rows` to give out; memory that is new for each piece is
+    slower to write to."""
+    return x.new_empty(min(_number(x), x.numel() // x.shape[-1]) * size)
+
+
+def rows(room: Tensor, n: int, size: int) -> Tensor:
+    """(n, size), at the start of a room."""
+    return room[: n * size].view(n, size)
 
 
 def _number(x: Tensor) -> int:

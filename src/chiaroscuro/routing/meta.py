@@ -35,21 +35,22 @@ class MetaRouter(nn.Module):
         init.constant_(self.bias, 2.0)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None, state: dict[str, Tensor] | None = None) -> Tensor:
-        """Gates (B, T, 1) in mode "causal", (1, 1, 1) in mode "paper". `state` carries the prefix from call to call."""
-        dtype = x_BTD.dtype
-        # In bfloat16 a count would stop at 256, so prefixes are summed in float32 at least.
-        x_BTD = x_BTD if dtype == torch.float64 else x_BTD.float()
-        counted = x_BTD.new_ones(x_BTD.shape[:2]) if valid_BT is None else valid_BT.to(x_BTD.dtype)
-        x_BTD = x_BTD * counted[..., None]
-        if self.mode == "paper":
-            mean = x_BTD.sum((0, 1), keepdim=True) / counted.sum().clamp_min(1.0)
-            return self._gate(mean.to(dtype))
-        sums, counts = x_BTD.cumsum(1), counted.cumsum(1)
-        if state is not None:
-            if state:
-                sums, counts = sums + state["sum_BD"][:, None], counts + state["count_B"][:, None]
-            state["sum_BD"], state["count_B"] = sums[:, -1], counts[:, -1]
-        return self._gate((sums / counts[..., None].clamp_min(1.0)).to(dtype))
+        """Gates (B, T, 1) in mode "causal", (1, 1, 1) in mode "paper". `state` carries the prefix from call to call.
 
-    def _gate(self, mean: Tensor) -> Tensor:
-        return (self.gate(mean) + self.bias).sigmoid()
+        The score of a mean is the mean of the scores, so that vectors need not be summed.
+        """
+        score_BT = self.gate(x_BTD).squeeze(-1)
+        # In bfloat16 a count would stop at 256, so prefixes are summed in float32 at least.
+        score_BT = score_BT if x_BTD.dtype == torch.float64 else score_BT.float()
+        counted_BT = torch.ones_like(score_BT) if valid_BT is None else valid_BT.to(score_BT.dtype)
+        score_BT = score_BT * counted_BT
+        if self.mode == "paper":
+            mean = (score_BT.sum() / counted_BT.sum().clamp_min(1.0)).view(1, 1)
+        else:
+            sums_BT, counts_BT = score_BT.cumsum(1), counted_BT.cumsum(1)
+            if state is not None:
+                if state:
+                    sums_BT, counts_BT = sums_BT + state["sum_B"][:, None], counts_BT + state["count_B"][:, None]
+                state["sum_B"], state["count_B"] = sums_BT[:, -1], counts_BT[:, -1]
+            mean = sums_BT / counts_BT.clamp_min(1.0)
+        return (mean + self.bias).sigmoid().to(x_BTD.dtype)[..., None]
