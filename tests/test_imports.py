@@ -57,7 +57,7 @@ def test_no_import_points_up(path):
 @pytest.mark.parametrize("path", sorted((SOURCE / "ops").glob("*.py")), ids=lambda path: path.name)
 def test_ops_need_torch_only(path):
     roots = {name.split(".")[0] for name in imports(path.read_text())}
-    known = {"torch", "chiaroscuro", "math", "functools", "typing", "collections", "importlib"}
+    known = {"torch", "chiaroscuro", "math", "functools", "typing", "collections", "importlib", "itertools"}
     assert roots <= known | ({"triton"} if path.stem.endswith("_triton") else set())
 
 

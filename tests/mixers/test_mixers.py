@@ -298,4 +298,6 @@ def test_an_operator_from_elsewhere_works_in_a_model_as_ours_do(keys, tmp_path):
     assert torch.equal(full, cached)
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path, dtype=torch.float64)
-    assert torch.equal(again(prompt).logits, model(prompt).logits)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    # Not to the last bit: where a tensor lies in memory may decide which way a product is computed.
+    torch.testing.assert_close(again(prompt).logits, model(prompt).logits, atol=1e-12, rtol=0)

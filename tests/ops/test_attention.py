@@ -58,23 +58,23 @@ def assert_as_defined(q, k, v, visible, valid):
     B=st.integers(1, 3),
     Q=st.integers(1, 60),
     K=st.integers(1, 70),
-    whole=st.sampled_from([0, 30]),
-    leaf=st.integers(1, 9),
+    worth=st.sampled_from([1, 20]),
+    low=st.integers(1, 9),
     tall=st.integers(1, 40),
     aligned=st.sampled_from([1, 4]),
     apart=st.booleans(),
     padded=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_every_way_to_cut_the_staircase(B, Q, K, whole, leaf, tall, aligned, apart, padded, seed):
+def test_every_way_to_cut_the_staircase(B, Q, K, worth, low, tall, aligned, apart, padded, seed):
     q, k, v, visible = inputs(B, 2, Q, K, 4, seed)
     valid = torch.rand(B, K) < 0.7 if padded else None
     visible = visible * (torch.rand(B, Q) < 0.9)  # padding queries anywhere
     if not visible.any():
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_cpu, "WHOLE", whole)
-        patch.setattr(attention_cpu, "LEAF", leaf)
+        patch.setattr(attention_cpu, "WORTH", worth)
+        patch.setattr(attention_cpu, "LOW", low)
         patch.setattr(attention_cpu, "TALL", tall)
         patch.setattr(attention_cpu, "ALIGNED", aligned)
         patch.setattr(attention_cpu, "ROW_BY_ROW", 1 if apart else 1000)

@@ -1,26 +1,27 @@
 """Attention of chosen queries on the CPU, from torch's flash kernel.
 
 Queries in the order of what they see form a staircase under which all pairs are to be computed and above which none. It
-is cut like this: the last queries see everything that the first of them sees, a rectangle that needs no mask; what is
-left are two lower staircases, of the queries before them and of themselves over the remaining keys, which are cut in
-the same way until one is low enough to be a single masked tile. So most of the work is done in large unmasked calls, at
-the speed of attention without a mask. The results of the rectangles that a query meets are merged by their log-sum-exp,
-and the backward pass gives the merged log-sum-exp to the kernel's own backward, which makes each rectangle's part of
-the gradients exact.
+is cut into tall strips of queries. What the first query of a strip sees, all of them see: a rectangle that needs no
+mask. What is left of the strip is a low staircase, which is cut into low strips with a mask each. So most of the work
+is done in large unmasked calls, at the speed of attention without a mask. The two results that a query meets are merged
+by their log-sum-exp, and the backward pass gives the merged log-sum-exp to the kernel's own backward, which makes each
+tile's part of the gradients exact.
 
 Shapes: B batch, N heads, Q queries, K keys, H head channels.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Queries of a rectangle: so many the kernel takes in its largest bites, which are its fastest.
+# Queries of a tall strip: so many the kernel takes in its largest bites, which are its fastest.
 TALL = 768
-LEAF = 96  # queries of a masked tile: more compute more pairs in vain, fewer are slower per pair
-WHOLE = 192  # so few queries are one masked tile: cutting and merging would cost more than the pairs in vain
+LOW = 64  # queries of a low strip, at the most: more compute more pairs in vain, fewer are slower per pair
+# Fewer queries or keys are not worth a rectangle, nor are fewer queries worth laying the heads of keys apart.
+WORTH = 192
 ALIGNED = 16  # keys of a rectangle are a multiple of this, which the matrix products are faster for
 ROW_BY_ROW = 256  # from that many queries on, rows of a batch are cut each for itself
 
@@ -54,20 +55,33 @@ def cut_together(visible_BQ: Tensor) -> list[slice]:
 
 def tiles(visible_BQ: Tensor, K: int) -> Iterator[Tile]:
     """The kernel calls for queries of which each sees the first `visible_BQ` of K keys."""
-    if visible_BQ.shape[1] <= WHOLE:
-        end = int(visible_BQ.max()) if visible_BQ.numel() else 0
-        if end:
-            yield Tile(slice(0, visible_BQ.shape[1]), slice(0, _aligned(end, K)), True, True)
+    if not visible_BQ.numel():
         return
-    # Padding queries see nothing, and must not keep the others from being taken together: bounds over the queries from
-    # here on, and over those so far.
-    most_Q = visible_BQ.amax(0) if len(visible_BQ) > 1 else visible_BQ[0]
-    least_Q = visible_BQ.where(visible_BQ > 0, K).amin(0) if len(visible_BQ) > 1 else most_Q.where(most_Q > 0, K)
+    # Padding queries see nothing, and must not keep the others from being taken together: the most that the queries up
+    # to each see, and the least that those from each on do.
+    most_Q = visible_BQ.amax(0)
+    most = most_Q.cummax(0).values.tolist()
+    least = visible_BQ.where(visible_BQ > 0, K).amin(0).flip(0).cummin(0).values.flip(0).tolist()
     seeing = most_Q.nonzero()
-    if len(seeing):
-        least = least_Q.flip(0).cummin(0).values.flip(0).tolist()
-        most = most_Q.cummax(0).values.tolist()
-        yield from _cut(least, most, 0, int(seeing[-1]) + 1, 0, K, True)
+    end = int(seeing[-1]) + 1 if len(seeing) else 0
+    while end > 0:
+        start = end - TALL if end >= TALL + LOW else 0
+        seen_by_all = least[start] // ALIGNED * ALIGNED
+        if min(end - start, seen_by_all) < WORTH:
+            seen_by_all = 0
+        else:
+            yield Tile(slice(start, end), slice(0, seen_by_all), False, True)
+        for low, high in pairwise(_evenly(start, end, LOW)):
+            last = min(K, -(-most[high - 1] // ALIGNED) * ALIGNED)
+            if last > seen_by_all:
+                yield Tile(slice(low, high), slice(seen_by_all, last), True, seen_by_all == 0)
+        end = start
+
+
+def _evenly(start: int, end: int, most: int) -> list[int]:
+    """Where to cut from `start` to `end`, so that all parts are of much the same length, `most` or less."""
+    parts = -(-(end - start) // most)
+    return [start + (end - start) * part // parts for part in range(parts + 1)]
 
 
 def computed_pairs(visible_BQ: Tensor, K: int) -> int:
@@ -79,27 +93,6 @@ def computed_pairs(visible_BQ: Tensor, K: int) -> int:
             seen_BQ = visible_BQ[rows, queries]
             pairs += int((seen_BQ - keys.start).clamp(0, width).sum()) if masked else seen_BQ.numel() * width
     return pairs
-
-
-def _cut(least: list[int], most: list[int], start: int, end: int, key: int, K: int, first: bool) -> Iterator[Tile]:
-    """Tiles for the queries from `start` to `end` and the keys from `key` on."""
-    height = end - start
-    if height <= LEAF:
-        last = _aligned(most[end - 1], K)
-        if last > key:
-            yield Tile(slice(start, end), slice(key, last), True, first)
-        return
-    middle = end - (TALL if height >= TALL + LEAF else LEAF * max(1, height // (2 * LEAF)))
-    seen_by_all = least[middle] // ALIGNED * ALIGNED
-    yield from _cut(least, most, start, middle, key, K, first)
-    if seen_by_all > key:
-        yield Tile(slice(middle, end), slice(key, seen_by_all), False, first)
-        key, first = seen_by_all, False
-    yield from _cut(least, most, middle, end, key, K, first)
-
-
-def _aligned(end: int, K: int) -> int:
-    return min(K, -(-end // ALIGNED) * ALIGNED)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None, out: Tensor) -> Tensor:
@@ -184,7 +177,7 @@ def _attend_backward(
 def heads_apart(x: Tensor, Q: int) -> Tensor:
     """Keys or values x (B, N, K, H), copied if those of a head do not lie behind each other and so many queries read
     them that it pays."""
-    return x if Q <= WHOLE or x.stride()[2:] == (x.shape[3], 1) else x.contiguous()
+    return x if Q < WORTH or x.stride()[2:] == (x.shape[3], 1) else x.contiguous()
 
 
 class _Masks:
