@@ -69,6 +69,24 @@ def test_planned_equals_executed_when_rows_differ_in_how_many_tokens_they_route(
     assert_planned_is_executed(model, input_ids)
 
 
+@pytest.mark.parametrize("recipe", ["chiar", "v2", "full_attention", "v1_dct_attention"])
+@pytest.mark.parametrize("keys", ["all", "routed"])
+def test_planned_equals_executed_in_generation(recipe, keys):
+    past, steps = 100, 40
+    model, input_ids = model_and_ids(recipe, B=1, T=past + steps, router="interleaved", attention_keys=keys)
+
+    def generate() -> None:
+        for t in range(past, past + steps):
+            model(input_ids[:, t : t + 1], past_key_values=cache)
+
+    with torch.no_grad():
+        routing = model(input_ids, output_routing=True).routing
+        cache = model(input_ids[:, :past]).past_key_values
+        executed = executed_flops(generate)
+    assert executed == pytest.approx(model.flops(1, steps, routing, past=past).total, rel=0.02)
+    assert executed == pytest.approx(model.flops(1, steps, past=past).total, rel=0.02)  # interleaved: as expected
+
+
 def test_full_attention_by_hand():
     B, T, D, L = 2, 96, 64, 4
     model, _ = model_and_ids("full_attention", B, T, D)

@@ -69,7 +69,7 @@ def thresholds(layers: "Sequence[Calibration]", noise: float) -> Table:
 
 def times(measured: "Measured") -> Table:
     """The sides of a case of the bench, and our time in times of theirs."""
-    heads = ("", "ms", "ratio of times (quartiles)", "by FLOPs", "speed-up reached", "at most", "peak MiB")
+    heads = ("", "ms", "ratio (quartiles)", "by FLOPs", "reached", "at most", "FLOPs to plan", "MiB")
     table = Table(*heads, title=measured.name)
     ours = next(iter(measured.seconds))
     for side, seconds in measured.seconds.items():
@@ -79,5 +79,6 @@ def times(measured: "Measured") -> Table:
             bound = f"{measured.at_most[side]:.2f}" if side in measured.at_most else ""
             cells = [f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{measured.predicted[side]:.3f}"]
             cells += [f"{measured.reached[side]:.0%}", bound]
-        table.add_row(side, f"{seconds * 1e3:.1f}", *cells, f"{measured.peak_bytes[side] / 2**20:.0f}")
+        to_plan = f"{measured.executed_to_planned[side]:.3f}" if side in measured.planned else ""
+        table.add_row(side, f"{seconds * 1e3:.1f}", *cells, to_plan, f"{measured.peak_bytes[side] / 2**20:.0f}")
     return table

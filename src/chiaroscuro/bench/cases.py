@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, scaled_dot_product_attention
 
-from chiaroscuro.mixers import NO_CONTEXT, AttentionMixer, Context, DCTMixer
+from chiaroscuro.mixers import NO_CONTEXT, AttentionMixer, Context, DCTMixer, Flops, Work
+from chiaroscuro.mixers.flops import fft_flops, linear_flops
 from chiaroscuro.modeling import ChiarConfig, ChiarModel
 from chiaroscuro.ops import (
     Chosen,
@@ -51,13 +52,15 @@ class Sizes:
 @dataclass(frozen=True)
 class Case:
     """keys: whom a routed token sees. sides: what is run, ours first. check: raises AssertionError when ours computes
-    something else than it should. at_most: per other side the ratio of times that we mean to reach."""
+    something else than it should. at_most: per other side the ratio of times that we mean to reach. planned: the FLOPs
+    that sides should execute; none for those that give a mask to a kernel, which then computes every pair."""
 
     name: str
     keys: Keys
     sides: dict[str, Callable[[], Any]]
     check: Callable[[], None]
     at_most: dict[str, float] = field(default_factory=dict)
+    planned: dict[str, Callable[[], float]] = field(default_factory=dict)
 
 
 def cases(target: str, sizes: Sizes | None = None) -> Iterator[Case]:
@@ -132,8 +135,17 @@ def op(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         expected = scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         close(ours().transpose(1, 2).flatten(0, 1), expected.transpose(1, 2)[mask])
 
+    def planned(mask: Tensor) -> float:
+        pairs = Work.measured(mask, torch.ones_like(mask), routed_keys=keys == "routed").pairs
+        return 2 * linear_flops(pairs, sizes.width, 1)
+
     return Case(
-        f"attention op, {_shown(sizes, keys)}", keys, {OURS: _forward(ours), FULL: _forward(full)}, check, at_most
+        f"attention op, {_shown(sizes, keys)}",
+        keys,
+        {OURS: _forward(ours), FULL: _forward(full)},
+        check,
+        at_most,
+        {OURS: lambda: planned(chosen.mask_BT), FULL: lambda: planned(torch.ones_like(chosen.mask_BT))},
     )
 
 
@@ -165,7 +177,12 @@ def spectral(sizes: Sizes, at_most: dict[str, float]) -> Case:
         close(filtered, expected_filtered[chosen.flat_M])
 
     sides = {OURS: _forward(ours), DOUBLE: _forward(mirrored)}
-    return Case(f"spectral path, B {sizes.batch}, T {sizes.length}, d {D}", "all", sides, check, at_most)
+    rows = len(x_MD)
+    planned = {
+        OURS: lambda: fft_flops(rows + len(chosen.flat_M), D),
+        DOUBLE: lambda: fft_flops(2 * rows, 2 * D),
+    }
+    return Case(f"spectral path, B {sizes.batch}, T {sizes.length}, d {D}", "all", sides, check, at_most, planned)
 
 
 HALF, THRESHOLD = "half", "threshold"
@@ -225,6 +242,12 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         routed.dispatch, routed.router = dispatch, routers[router]
         return ours(x, context)
 
+    def planned(router: str) -> float:
+        run("sparse", router)
+        masks = [chosen.mask_BT for chosen in routed.route(ours.norm(x), context).chosen or ()]
+        every = torch.ones_like(masks[0])
+        return routed.flops([Work.measured(mask, every, keys == "routed", spectrum=True) for mask in masks]).total
+
     return Case(
         f"layer, {_shown(sizes, keys)}",
         keys,
@@ -236,6 +259,11 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         },
         lambda: close(_forward(lambda: run("sparse"))(), _forward(lambda: run("dense"))()),
         at_most,
+        {
+            OURS: _forward(lambda: planned(HALF)),
+            ENTROPY: _forward(lambda: planned(THRESHOLD)),
+            FULL: lambda: full.mixer.flops([Work.dense(B, T)]).total,
+        },
     )
 
 
@@ -283,9 +311,29 @@ def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         BLEND: _forward(lambda: run(HALF, "dense")),
         FULL: _forward(lambda: full(inputs_embeds=x)),
     }
+
+    def planned(router: str) -> float:
+        routed.by(router)
+        return _planned(ours, x).total
+
     return Case(
-        f"body of v2, {_shown(sizes, keys)}", keys, sides, lambda: close(sides[OURS](), sides[BLEND]()), at_most
+        f"body of v2, {_shown(sizes, keys)}",
+        keys,
+        sides,
+        lambda: close(sides[OURS](), sides[BLEND]()),
+        at_most,
+        {
+            OURS: _forward(lambda: planned(HALF)),
+            ENTROPY: _forward(lambda: planned(THRESHOLD)),
+            FULL: _forward(lambda: _planned(full, x).total),
+        },
     )
+
+
+def _planned(model: ChiarModel, x: Tensor, past: int = 0) -> Flops:
+    """FLOPs that a model plans for these embeddings, of which the first `past` are in a cache."""
+    routing = model(inputs_embeds=x, use_cache=False, output_routing=True).routing
+    return model.flops(len(x), x.shape[1] - past, routing, past)
 
 
 def compiled(sizes: Sizes, keys: Keys) -> Case:
@@ -304,7 +352,13 @@ def compiled(sizes: Sizes, keys: Keys) -> Case:
         FULL: run(full),
         f"{FULL}, compiled": run(torch.compile(full)),
     }
-    return Case(f"torch.compile, {_shown(sizes, keys)}", keys, sides, lambda: close(sides[OURS](), sides[EAGER]()))
+    return Case(
+        f"torch.compile, {_shown(sizes, keys)}",
+        keys,
+        sides,
+        lambda: close(sides[OURS](), sides[EAGER]()),
+        planned={OURS: _forward(lambda: _planned(ours, x).total), FULL: _forward(lambda: _planned(full, x).total)},
+    )
 
 
 def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
@@ -328,7 +382,22 @@ def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
             close(sparse, dense)
 
     sides = {OURS: lambda: step(ours), BLEND: lambda: step(ours, "dense"), FULL: lambda: step(full)}
-    return Case(f"training step of v2, {_shown(sizes, keys)}", keys, sides, check, at_most)
+
+    def planned(model: ChiarModel) -> float:
+        """The backward pass of a product takes two, that of attention five instead of two, one of them being the
+        scores again."""
+        routed.by(HALF)
+        forward = _planned(model, x)
+        return 3.0 * forward.total + 0.5 * forward.attention
+
+    return Case(
+        f"training step of v2, {_shown(sizes, keys)}",
+        keys,
+        sides,
+        check,
+        at_most,
+        {OURS: _forward(lambda: planned(ours)), FULL: _forward(lambda: planned(full))},
+    )
 
 
 STEPS = 16
@@ -339,9 +408,9 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     ours, full = _bodies(sizes, keys)
     length = sizes.length + STEPS
     x = torch.randn(sizes.batch, length, sizes.width, device=sizes.device, dtype=sizes.dtype)
-    # Half of the context, and half of the steps.
+    # Half of the context, and half of the steps; the last of each among them, so that no key is left for others to pay.
     parts = [half(sizes.batch, tokens, sizes.device) for tokens in (sizes.length, STEPS)]
-    routed = _Routed(ours, sizes, torch.cat(parts, dim=1))
+    routed = _Routed(ours, sizes, torch.cat([part ^ ~part[:, -1:] for part in parts], dim=1))
     routed.by(HALF)
 
     def go_on(model: ChiarModel, cache: Any, start: int, end: int) -> Any:
@@ -370,7 +439,18 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         whole = _forward(lambda: go_on(ours, None, 0, length).last_hidden_state)()
         close(sides[OURS](), whole[:, sizes.length :])
 
-    return Case(f"decoding with v2, {_shown(sizes, keys)}", keys, sides, check, at_most)
+    def planned(model: ChiarModel) -> float:
+        routed.half.start = 0
+        return _planned(model, x, past=sizes.length).total
+
+    return Case(
+        f"decoding with v2, {_shown(sizes, keys)}",
+        keys,
+        sides,
+        check,
+        at_most,
+        {OURS: _forward(lambda: planned(ours)), FULL: _forward(lambda: planned(full))},
+    )
 
 
 def _forward(run: Callable[[], Any]) -> Callable[[], Any]:

@@ -18,8 +18,8 @@ WARM_UP = 2
 @dataclass(frozen=True)
 class Measured:
     """One case. seconds: per side the median. ratio: of our time to each other side's, round by round: the median and
-    the quartiles. flops: executed, per side. peak_bytes: the most memory that a side has allocated at a time beyond its
-    inputs."""
+    the quartiles. flops: executed, per side. planned: the FLOPs that sides should execute, where they can tell.
+    peak_bytes: the most memory that a side has allocated at a time beyond its inputs."""
 
     name: str
     keys: str
@@ -27,6 +27,7 @@ class Measured:
     seconds: dict[str, float]
     ratio: dict[str, tuple[float, float, float]]
     flops: dict[str, float]
+    planned: dict[str, float]
     peak_bytes: dict[str, int]
     at_most: dict[str, float]
 
@@ -42,12 +43,18 @@ class Measured:
         return {other: self.predicted[other] / self.ratio[other][0] for other in self.predicted}
 
     @property
+    def executed_to_planned(self) -> dict[str, float]:
+        """FLOPs, per side that can tell what it should execute."""
+        return {side: self.flops[side] / planned for side, planned in self.planned.items()}
+
+    @property
     def met(self) -> bool:
         """Whether every ratio is as low as it should be."""
         return all(self.ratio[other][0] <= bound for other, bound in self.at_most.items())
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"predicted": self.predicted, "reached": self.reached, "met": self.met}
+        told = ("predicted", "reached", "executed_to_planned", "met")
+        return asdict(self) | {name: getattr(self, name) for name in told}
 
 
 def measure(case: Case, rounds: int) -> Measured:
@@ -72,6 +79,7 @@ def measure(case: Case, rounds: int) -> Measured:
         {name: statistics.median(taken) for name, taken in seconds.items()},
         ratio,
         {name: executed_flops(run) for name, run in sides.items()},
+        {name: plan() for name, plan in case.planned.items()},
         {name: peak_bytes(run) for name, run in sides.items()},
         case.at_most,
     )

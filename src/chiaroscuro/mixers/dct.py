@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, register_mixer
-from chiaroscuro.mixers.flops import Flops, Work, fft_flops
+from chiaroscuro.mixers.flops import Flops, Work
 from chiaroscuro.ops import Chosen, filtered_idct, packed_dct
 
 
@@ -44,4 +44,4 @@ class DCTMixer(Mixer):
 
     def flops(self, work: Work) -> Flops:
         transforms = 1 if work.spectrum else 2
-        return Flops(mixing=transforms * fft_flops(work.chosen, self.hidden_size))
+        return Flops(mixing=transforms * work.transforms(work.chosen, self.hidden_size))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from chiaroscuro.ops.dct import MATRIX_UP_TO, slots
+
 
 @dataclass(frozen=True)
 class Flops:
@@ -32,11 +34,14 @@ class Flops:
 
 @dataclass(frozen=True)
 class Work:
-    """What an operator is asked to do in one forward pass over a batch.
+    """What an operator is asked to do in one forward pass over a batch, or in the steps of generation.
 
-    tokens: all tokens of the batch. chosen: those whose output is wanted. keys: those that serve as keys. pairs: the
-    (chosen token, key) pairs that may see each other. length: tokens per sequence. spectrum: whether the DCT of all
-    tokens is already at hand. Numbers may be fractions, being expectations when nothing has been routed yet.
+    tokens: all tokens of the batch. chosen: those whose output is wanted. keys: those that serve as keys and are not in
+    a cache. pairs: the (chosen token, key) pairs that may see each other. length: tokens per sequence and call.
+    spectrum: whether the DCT of all tokens is already at hand. one_by_one: whether each token is a call of its own.
+    Numbers may be fractions, being expectations when nothing has been routed yet.
+
+    `past` tokens of each sequence were seen before and are in a cache; those behind them come one at a time.
     """
 
     tokens: float
@@ -45,11 +50,12 @@ class Work:
     pairs: float
     length: int
     spectrum: bool = False
+    one_by_one: bool = False
 
     @classmethod
-    def dense(cls, batch_size: int, length: int, causal: bool = True, spectrum: bool = False) -> "Work":
+    def dense(cls, batch_size: int, length: int, causal: bool = True, spectrum: bool = False, past: int = 0) -> "Work":
         """Every token chosen."""
-        return cls.expected(batch_size, length, 1.0, causal=causal, spectrum=spectrum)
+        return cls.expected(batch_size, length, 1.0, causal=causal, spectrum=spectrum, past=past)
 
     @classmethod
     def expected(
@@ -60,30 +66,40 @@ class Work:
         routed_keys: bool = False,
         causal: bool = True,
         spectrum: bool = False,
+        past: int = 0,
     ) -> "Work":
         """A `share` of the tokens chosen, spread evenly over the positions; with `routed_keys` the same tokens are
         keys."""
         tokens, chosen = batch_size * length, share * batch_size * length
-        keys_per_row = share * length if routed_keys else length
-        seen = (keys_per_row + 1) / 2 if causal else keys_per_row
-        return cls(tokens, chosen, batch_size * keys_per_row, chosen * seen, length, spectrum)
+        of_past, of_new = (share * past, share * length) if routed_keys else (past, length)
+        seen = of_past + ((of_new + 1) / 2 if causal else of_new)
+        keys = batch_size * of_new
+        return cls(tokens, chosen, keys, chosen * seen, 1 if past else length, spectrum, past > 0 and batch_size == 1)
 
     @classmethod
     def measured(
-        cls, mask_BT: Tensor, valid_BT: Tensor, routed_keys: bool = False, causal: bool = True, spectrum: bool = False
+        cls,
+        mask_BT: Tensor,
+        valid_BT: Tensor,
+        routed_keys: bool = False,
+        causal: bool = True,
+        spectrum: bool = False,
+        past: int = 0,
     ) -> "Work":
         """The tokens of `mask_BT` chosen, of which with `routed_keys` each serves as key, and otherwise all valid
         ones."""
         key_BT = mask_BT if routed_keys else valid_BT
         seen_BT = key_BT.cumsum(1) if causal else key_BT.sum(1, keepdim=True)
-        return cls(
-            float(valid_BT.sum()),
-            float(mask_BT.sum()),
-            float(key_BT.sum()),
-            float((seen_BT * mask_BT).sum()),
-            mask_BT.shape[1],
-            spectrum,
+        B, T = mask_BT.shape
+        tokens, chosen, keys, pairs = (
+            float(x_BT[:, past:].sum()) for x_BT in (valid_BT, mask_BT, key_BT, seen_BT * mask_BT)
         )
+        return cls(tokens, chosen, keys, pairs, 1 if past else T, spectrum, past > 0 and B == 1)
+
+    def transforms(self, rows: float, D: int) -> float:
+        """FLOPs of the DCTs of so many tokens: an FFT each, or a product with the matrix where each comes alone."""
+        by_matrix = self.one_by_one and D <= MATRIX_UP_TO
+        return linear_flops(rows, D, slots(D)) if by_matrix else fft_flops(rows, D)
 
 
 def linear_flops(rows: float, inputs: int, outputs: int) -> float:

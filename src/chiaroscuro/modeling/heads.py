@@ -97,10 +97,12 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
             meta_gate=outputs.meta_gate,
         )
 
-    def flops(self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None) -> Flops:
+    def flops(
+        self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None, past: int = 0
+    ) -> Flops:
         """`ChiarModel.flops`, with the head."""
         head = 2.0 * batch_size * seq_len * self.config.hidden_size * self.config.vocab_size
-        return self.model.flops(batch_size, seq_len, routing) + Flops(head=head)
+        return self.model.flops(batch_size, seq_len, routing, past) + Flops(head=head)
 
 
 class ClassificationHead(nn.Sequential):

@@ -34,10 +34,10 @@ class RoutingTrace:
         """Mean gate of each operator over the tokens that are not padding."""
         return dict(zip(self.operators, utilisation(self.gates.detach().float()).tolist(), strict=True))
 
-    def work(self, index: int, routed_keys: bool) -> Work:
-        """What the operator at `index` had to do."""
+    def work(self, index: int, routed_keys: bool, past: int = 0) -> Work:
+        """What the operator at `index` had to do, after the first `past` tokens if these came from a cache."""
         valid_BT = self.gates.detach().sum(-1) > 0
-        return Work.measured(valid_BT & (self.choice == index), valid_BT, routed_keys, spectrum=True)
+        return Work.measured(valid_BT & (self.choice == index), valid_BT, routed_keys, spectrum=True, past=past)
 
 
 class PostNorm(Mixer):
@@ -117,18 +117,16 @@ class ChiarLayer(GradientCheckpointingLayer):
         contexts = [NO_CONTEXT] * len(self.feed_forwards)
         return dispatch(cast(list[FeedForward], self.feed_forwards), x_BTD, routing, contexts, self.mixer.sparse)
 
-    def flops(self, batch_size: int, length: int, trace: RoutingTrace | None = None) -> Flops:
+    def flops(self, batch_size: int, length: int, trace: RoutingTrace | None = None, past: int = 0) -> Flops:
         """Forward FLOPs: of the routing in `trace`, or else of tokens spread evenly over positions and operators."""
         count = len(self.mixer.operators)
-        dense = Work.dense(batch_size, length, spectrum=count > 1)
+        dense = Work.dense(batch_size, length, spectrum=count > 1, past=past)
         if not self.mixer.sparse:
             works = [dense] * count
         elif trace is None:
-            works = [
-                Work.expected(batch_size, length, 1 / count, self.routed_keys, spectrum=True) for _ in range(count)
-            ]
+            works = [Work.expected(batch_size, length, 1 / count, self.routed_keys, spectrum=True, past=past)] * count
         else:
-            works = [trace.work(index, self.routed_keys) for index in range(count)]
+            works = [trace.work(index, self.routed_keys, past) for index in range(count)]
         total = self.mixer.flops(works)
         networks = works if len(self.feed_forwards) > 1 else [dense]
         for feed_forward, work in zip(cast(list[FeedForward], self.feed_forwards), networks, strict=True):

@@ -151,16 +151,19 @@ class ChiarModel(ChiarPreTrainedModel):
             meta_gate=meta_gate,
         )
 
-    def flops(self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None) -> Flops:
+    def flops(
+        self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None, past: int = 0
+    ) -> Flops:
         """Forward FLOPs of the body, by part (`chiaroscuro.mixers.Flops`), for sequences without padding.
 
         With the `routing` of a forward pass, those of that pass; without, the FLOPs expected when each operator of a
-        layer takes the same share of the tokens.
+        layer takes the same share of the tokens. With `past` tokens in a cache, those of `seq_len` further ones that
+        come one at a time, as in generation; `routing` is then that of all of them.
         """
         traces = {trace.layer: trace for trace in routing or ()}
         total = Flops()
         for layer in cast(list[ChiarLayer], self.layers):
-            total = total + layer.flops(batch_size, seq_len, traces.get(layer.index))
+            total = total + layer.flops(batch_size, seq_len, traces.get(layer.index), past)
         if self.meta_router is not None:
             gates = batch_size * seq_len if self.meta_router.mode == "causal" else 1
             total = total + Flops(routing=2.0 * gates * self.config.hidden_size)

@@ -178,10 +178,13 @@ def matrix(D: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return _forward(torch.eye(D, dtype=dtype, device=device))
 
 
+MATRIX_UP_TO = 1024  # channels
+
+
 def is_one_vector(x: Tensor) -> bool:
     """Whether a product with the matrix is faster than the small steps of an FFT: for one vector of moderate length, as
     a step of generation has it."""
-    return x.numel() == x.shape[-1] <= 1026 and type(x) is Tensor and not torch.compiler.is_compiling()
+    return x.numel() == x.shape[-1] <= slots(MATRIX_UP_TO) and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 class _Forward(Function):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from chiaroscuro.mixers import NO_CONTEXT, Context, Flops, Mixer, Work
-from chiaroscuro.mixers.flops import fft_flops
 from chiaroscuro.ops import Chosen, packed_dct_and_entropy
 from chiaroscuro.routing.router import Router
 
@@ -170,7 +169,7 @@ class RoutedMixer(nn.Module):
             total = total + mixer.flops(work)
         if self.router is not None:
             hidden_size = self.router.hidden_size
-            routing = fft_flops(works[0].tokens, hidden_size)
+            routing = works[0].transforms(works[0].tokens, hidden_size)
             if self.router.learned:
                 routing += 2.0 * works[0].tokens * (hidden_size + 1) * len(self.mixers)
             total = total + Flops(routing=routing)
