@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from chiaroscuro.mixers.flops import fft_flops
+from chiaroscuro.mixers.flops import fft_flops, linear_flops
 from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
 from chiaroscuro.ops.attention_cpu import computed_pairs
 
 
 def executed_flops(run: Callable[[], Any]) -> float:
     """FLOPs of every kernel that `run()` calls, backward passes included if it makes any."""
-    mapping = _fft_formulas() | _attention_formulas() | _tiled_formulas()
+    mapping = _fft_formulas() | _attention_formulas() | _tiled_formulas() | _spectral_formulas()
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         run()
     return float(counter.get_total_flops())
@@ -106,6 +106,18 @@ def _tiled_formulas() -> dict[Any, Callable[..., float]]:
         formula.__dict__["_get_raw"] = True
     ops = torch.ops.chiaroscuro
     return {ops.tiled_attention: forward, ops.tiled_attention_backward: backward}
+
+
+def _spectral_formulas() -> dict[Any, Callable[..., float]]:
+    """The kernels for GPUs multiply by a matrix."""
+
+    def forward(x: Sequence[int], matrix: Sequence[int], *args: Any, out_shape: Any = None) -> float:
+        return linear_flops(x[0], *matrix)
+
+    def inverse(X: Sequence[int], matrix: Sequence[int], w: Any, chosen: Any, *, out_shape: Any = None) -> float:
+        return linear_flops(out_shape[0], *matrix)
+
+    return {torch.ops.chiaroscuro.fused_spectrum: forward, torch.ops.chiaroscuro.fused_inverse: inverse}
 
 
 def _attention(causal_place: int, backward: bool) -> Callable[..., float]:

@@ -26,6 +26,7 @@ from chiaroscuro.ops import (
     packed_dct_and_entropy,
     rotary_tables,
 )
+from chiaroscuro.ops.dct import by_matrix, slots
 from chiaroscuro.routing import RoutedMixer, Router, ThresholdRouter, calibrate
 
 Keys = Literal["all", "routed"]
@@ -178,8 +179,9 @@ def spectral(sizes: Sizes, at_most: dict[str, float]) -> Case:
 
     sides = {OURS: _forward(ours), DOUBLE: _forward(mirrored)}
     rows = len(x_MD)
+    transform = linear_flops(1, D, slots(D)) if by_matrix(D, w.device, alone=False) else fft_flops(1, D)
     planned = {
-        OURS: lambda: fft_flops(rows + len(chosen.flat_M), D),
+        OURS: lambda: (rows + len(chosen.flat_M)) * transform,
         DOUBLE: lambda: fft_flops(2 * rows, 2 * D),
     }
     return Case(f"spectral path, B {sizes.batch}, T {sizes.length}, d {D}", "all", sides, check, at_most, planned)
@@ -246,7 +248,9 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         run("sparse", router)
         masks = [chosen.mask_BT for chosen in routed.route(ours.norm(x), context).chosen or ()]
         every = torch.ones_like(masks[0])
-        return routed.flops([Work.measured(mask, every, keys == "routed", spectrum=True) for mask in masks]).total
+        works = [Work.measured(mask, every, keys == "routed", spectrum=True) for mask in masks]
+        transforms = by_matrix(D, x.device, alone=False)
+        return routed.flops([replace(work, by_matrix=transforms) for work in works]).total
 
     return Case(
         f"layer, {_shown(sizes, keys)}",

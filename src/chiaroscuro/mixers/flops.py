@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from chiaroscuro.ops.dct import MATRIX_UP_TO, slots
+from chiaroscuro.ops.dct import slots
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Work:
 
     tokens: all tokens of the batch. chosen: those whose output is wanted. keys: those that serve as keys and are not in
     a cache. pairs: the (chosen token, key) pairs that may see each other. length: tokens per sequence and call.
-    spectrum: whether the DCT of all tokens is already at hand. one_by_one: whether each token is a call of its own.
-    Numbers may be fractions, being expectations when nothing has been routed yet.
+    spectrum: whether the DCT of all tokens is already at hand. by_matrix: whether DCTs are products with a matrix
+    (`chiaroscuro.ops.dct.by_matrix`). Numbers may be fractions, being expectations when nothing has been routed yet.
 
     `past` tokens of each sequence were seen before and are in a cache; those behind them come one at a time.
     """
@@ -50,7 +50,7 @@ class Work:
     pairs: float
     length: int
     spectrum: bool = False
-    one_by_one: bool = False
+    by_matrix: bool = False
 
     @classmethod
     def dense(cls, batch_size: int, length: int, causal: bool = True, spectrum: bool = False, past: int = 0) -> "Work":
@@ -74,7 +74,7 @@ class Work:
         of_past, of_new = (share * past, share * length) if routed_keys else (past, length)
         seen = of_past + ((of_new + 1) / 2 if causal else of_new)
         keys = batch_size * of_new
-        return cls(tokens, chosen, keys, chosen * seen, 1 if past else length, spectrum, past > 0 and batch_size == 1)
+        return cls(tokens, chosen, keys, chosen * seen, 1 if past else length, spectrum)
 
     @classmethod
     def measured(
@@ -90,16 +90,14 @@ class Work:
         ones."""
         key_BT = mask_BT if routed_keys else valid_BT
         seen_BT = key_BT.cumsum(1) if causal else key_BT.sum(1, keepdim=True)
-        B, T = mask_BT.shape
         tokens, chosen, keys, pairs = (
             float(x_BT[:, past:].sum()) for x_BT in (valid_BT, mask_BT, key_BT, seen_BT * mask_BT)
         )
-        return cls(tokens, chosen, keys, pairs, 1 if past else T, spectrum, past > 0 and B == 1)
+        return cls(tokens, chosen, keys, pairs, 1 if past else mask_BT.shape[1], spectrum)
 
     def transforms(self, rows: float, D: int) -> float:
-        """FLOPs of the DCTs of so many tokens: an FFT each, or a product with the matrix where each comes alone."""
-        by_matrix = self.one_by_one and D <= MATRIX_UP_TO
-        return linear_flops(rows, D, slots(D)) if by_matrix else fft_flops(rows, D)
+        """FLOPs of the DCTs of so many tokens."""
+        return linear_flops(rows, D, slots(D)) if self.by_matrix else fft_flops(rows, D)
 
 
 def linear_flops(rows: float, inputs: int, outputs: int) -> float:

@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D model channels, O operators, M chosen tokens of all rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 import torch
@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from chiaroscuro.mixers import NO_CONTEXT, Context, FeedForward, Flops, Mixer, Work, mixer_class
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.ops import Chosen
+from chiaroscuro.ops.dct import by_matrix
 from chiaroscuro.routing import RoutedMixer, Router, Routing, ThresholdRouter, dispatch, router_class, utilisation
 
 
@@ -127,7 +128,9 @@ class ChiarLayer(GradientCheckpointingLayer):
             works = [Work.expected(batch_size, length, 1 / count, self.routed_keys, spectrum=True, past=past)] * count
         else:
             works = [trace.work(index, self.routed_keys, past) for index in range(count)]
-        total = self.mixer.flops(works)
+        weight = self.feed_forward_norm.weight
+        transforms = by_matrix(len(weight), weight.device, alone=past > 0 and batch_size == 1)
+        total = self.mixer.flops([replace(work, by_matrix=transforms) for work in works])
         networks = works if len(self.feed_forwards) > 1 else [dense]
         for feed_forward, work in zip(cast(list[FeedForward], self.feed_forwards), networks, strict=True):
             total = total + feed_forward.flops(work)

@@ -4,28 +4,22 @@ and counted as one by what counts FLOPs.
 Shapes: B batch, N heads, Q queries, K keys, H head channels.
 """
 
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chiaroscuro.ops import attention_cpu
+from chiaroscuro.ops.accelerator import has_triton
 
 
 def has_kernel(q: Tensor) -> bool:
     """Whether `tiled_attention` takes queries such as these."""
-    if q.device.type == "cuda" and _triton_is_there():
+    if q.device.type == "cuda" and has_triton():
         from chiaroscuro.ops.attention_triton import WIDEST_HEAD
 
         return q.shape[-1] <= WIDEST_HEAD and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return q.device.type == "cpu"
-
-
-@cache
-def _triton_is_there() -> bool:
-    return find_spec("triton") is not None
 
 
 @torch.library.custom_op("chiaroscuro::tiled_attention", mutates_args=(), device_types="cpu")

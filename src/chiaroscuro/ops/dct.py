@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from chiaroscuro.ops.accelerator import has_triton
 from chiaroscuro.ops.checks import require_finite
 from chiaroscuro.ops.function import Function
 from chiaroscuro.ops.pieces import pieces, room, rows
+from chiaroscuro.ops.spectral_op import fused_inverse, fused_spectrum
 
 
 def dct(x: Tensor) -> Tensor:
@@ -150,6 +152,13 @@ def _as_complex(X: Tensor) -> Tensor:
 
 def _forward(x: Tensor) -> Tensor:
     D = x.shape[-1]
+    if has_kernel(x, D):
+        return fused_spectrum(x.reshape(-1, D), matrix(D, x.dtype, x.device), 1.0)[0].view(*x.shape[:-1], -1)
+    return _by_fft(x)
+
+
+def _by_fft(x: Tensor) -> Tensor:
+    D = x.shape[-1]
     x, tables = x.contiguous(), tables_for(D, x)
     X, samples = x.new_empty(*x.shape[:-1], slots(D)), room(x, D)
     for part, place in pieces(x, X):
@@ -158,7 +167,11 @@ def _forward(x: Tensor) -> Tensor:
 
 
 def _inverse(X: Tensor, D: int, w_P: Tensor | None = None, chosen_M: Tensor | None = None) -> Tensor:
-    X, tables, P = X.contiguous(), tables_for(D, X), X.shape[-1]
+    P = X.shape[-1]
+    if has_kernel(X, D):
+        out = fused_inverse(X.reshape(-1, P), matrix(D, X.dtype, X.device), w_P, chosen_M)
+        return out if chosen_M is not None else out.view(*X.shape[:-1], D)
+    X, tables = X.contiguous(), tables_for(D, X)
     x = X.new_empty(*(X.shape[:-1] if chosen_M is None else chosen_M.shape), D)
     space = room(x, P)
     for place, part in pieces(x, X if chosen_M is None else chosen_M[:, None]):
@@ -175,7 +188,7 @@ def _inverse(X: Tensor, D: int, w_P: Tensor | None = None, chosen_M: Tensor | No
 def matrix(D: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(D, P): the packed spectrum of each unit vector."""
     with torch.no_grad():
-        return _forward(torch.eye(D, dtype=dtype, device=device))
+        return _by_fft(torch.eye(D, dtype=dtype, device=device))
 
 
 MATRIX_UP_TO = 1024  # channels
@@ -185,6 +198,17 @@ def is_one_vector(x: Tensor) -> bool:
     """Whether a product with the matrix is faster than the small steps of an FFT: for one vector of moderate length, as
     a step of generation has it."""
     return x.numel() == x.shape[-1] <= slots(MATRIX_UP_TO) and type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+def has_kernel(x: Tensor, D: int) -> bool:
+    """Whether vectors of D channels, or their spectra, such as x are left to the kernels for GPUs."""
+    plain = x.device.type == "cuda" and type(x) is Tensor and not torch.compiler.is_compiling()
+    return plain and x.dtype != torch.float64 and D <= MATRIX_UP_TO and has_triton()
+
+
+def by_matrix(D: int, device: torch.device, alone: bool) -> bool:
+    """Whether transforms are products with the matrix; `alone`: of one vector at a time."""
+    return D <= MATRIX_UP_TO and (alone or (device.type == "cuda" and has_triton()))
 
 
 class _Forward(Function):

@@ -12,9 +12,20 @@ import torch
 from torch import Tensor
 
 from chiaroscuro.ops.checks import require_finite
-from chiaroscuro.ops.dct import Inverse, check, computed, forward_rows, is_one_vector, matrix, slots, tables_for
+from chiaroscuro.ops.dct import (
+    Inverse,
+    check,
+    computed,
+    forward_rows,
+    has_kernel,
+    is_one_vector,
+    matrix,
+    slots,
+    tables_for,
+)
 from chiaroscuro.ops.function import Function
 from chiaroscuro.ops.pieces import pieces, room, rows
+from chiaroscuro.ops.spectral_op import fused_spectrum
 
 
 def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
@@ -33,7 +44,7 @@ def packed_dct_and_entropy(x: Tensor, dc_weight: float = 1.0) -> tuple[Tensor, T
     """`packed_dct` of x (..., D) and `spectral_entropy` (...), in one pass over memory and in float32 or float64; same
     errors."""
     check("spectral_entropy", x)
-    X, entropy = _SpectrumAndEntropy.run(computed(x), dc_weight)
+    X, entropy = _SpectrumAndEntropy.run(x if has_kernel(x, x.shape[-1]) else computed(x), dc_weight)
     require_finite("spectral_entropy", X[..., 0])
     return X, entropy
 
@@ -50,8 +61,12 @@ class _SpectrumAndEntropy(Function):
     def forward(x: Tensor, dc_weight: float) -> tuple[Tensor, Tensor]:
         D = x.shape[-1]
         if is_one_vector(x):
+            x = computed(x)
             X = x @ matrix(D, x.dtype, x.device)
             return X, _entropy_of_one(X, dc_weight, D)
+        if has_kernel(x, D):
+            X, entropy = fused_spectrum(x.reshape(-1, D), matrix(D, torch.float32, x.device), dc_weight)
+            return X.view(*x.shape[:-1], -1), entropy.view(x.shape[:-1])
         x, tables, P = x.contiguous(), tables_for(D, x), slots(D)
         X, entropy = x.new_empty(*x.shape[:-1], P), x.new_empty(*x.shape[:-1], 1)
         space, more_space = room(x, P), room(x, P)
