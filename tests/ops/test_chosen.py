@@ -24,3 +24,14 @@ def test_rows_taken_padded_and_taken_back_are_the_chosen_ones_in_order(B, T, sha
         assert not padded[b, count:].any()
         assert chosen.filled_BQ[b].tolist() == [True] * count + [False] * (chosen.Q - count)
     assert torch.equal(chosen.unpad(padded), rows)
+
+
+def test_counts_of_all_masks_are_asked_for_at_once(monkeypatch):
+    mask = torch.rand(3, 8) < 0.5
+    asked = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: asked.append(x.shape) or tolist(x))
+    first, second = Chosen.each([mask, ~mask])
+    assert (len(first.flat_M), first.Q) == (int(mask.sum()), int(mask.sum(1).max()))
+    assert sum(second.counts) == int((~mask).sum())
+    assert asked == [(2, 3)]

@@ -3,13 +3,17 @@
 Shapes: B batch, T tokens, D model channels.
 """
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import HARD_ROUTERS, D, ids, tiny_model
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from chiaroscuro.mixers import AttentionMixer, DCTMixer
+from chiaroscuro.mixers import AttentionMixer, Context, DCTMixer
+from chiaroscuro.ops import Chosen
 from chiaroscuro.routing import RoutedMixer, ThresholdRouter, router_class
 
 
@@ -126,3 +130,24 @@ def test_layers_that_make_no_sense_are_refused():
         RoutedMixer({"dct": DCTMixer(D)}, ThresholdRouter(D, 2))
     with pytest.raises(ValueError, match="blends them all"):
         RoutedMixer(two, router_class("soft")(D, 2), dispatch="sparse")
+
+
+@pytest.mark.parametrize("keys", ["all", "routed"])
+@pytest.mark.parametrize("B", [1, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_but_the_counts_makes_the_host_wait(keys, B, training, monkeypatch):
+    """Tensors without values raise wherever Python wants one."""
+    T = 16
+    for module in ("dct", "entropy", "attention"):  # looked for on the CPU only
+        monkeypatch.setattr(importlib.import_module(f"chiaroscuro.ops.{module}"), "require_finite", lambda *_: None)
+    layer = RoutedMixer({"dct": DCTMixer(32), "attention": AttentionMixer(32, 2, keys)}, ThresholdRouter(32, 2))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.set_grad_enabled(training):
+        x, table = torch.empty(B, T, 32), torch.empty(1, T, 16)
+        with pytest.raises(DataDependentOutputException):
+            layer(x, Context(rotary=(table, table)))
+        monkeypatch.setattr(Chosen, "counts", [T // 2] * B, raising=False)
+        out, _ = layer(x, Context(rotary=(table, table)))
+        assert mode.is_our_fake(out)
+        assert out.shape == (B, T, 32)
+        if training:
+            out.sum().backward()

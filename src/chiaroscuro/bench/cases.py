@@ -125,7 +125,7 @@ def op(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
 
     def ours() -> Tensor:
         if keys == "routed":
-            return packed_attention(taken[0], taken[1], taken[2], chosen.counts_B)
+            return packed_attention(taken[0], taken[1], taken[2], chosen.counts)
         return chosen_attention(taken[0], k, v, visible)
 
     def check() -> None:

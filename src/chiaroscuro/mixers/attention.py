@@ -90,7 +90,7 @@ class AttentionMixer(Mixer):
         elif chosen is None and self._interface_knows_mask(context, past, x_BTD.shape[1], usable_BK):
             out = self._interface(q, k, v, context.attention_mask)
         elif chosen is not None and keys_routed and past == 0 and self.causal:
-            out = packed_attention(q, k, v, chosen.counts_B, self._dropout)
+            out = packed_attention(q, k, v, chosen.counts, self._dropout)
         else:
             visible_BQ = self._visible(x_BTD, chosen, past, k.shape[2], keys_routed)
             out = chosen_attention(q, k, v, visible_BQ, usable_BK, self._dropout)

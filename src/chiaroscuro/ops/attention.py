@@ -3,6 +3,8 @@
 Shapes: B batch, N heads, Q queries, K keys, H head channels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -49,8 +51,10 @@ def chosen_attention(
     return out
 
 
-def packed_attention(q_BNQH: Tensor, k_BNQH: Tensor, v_BNQH: Tensor, counts_B: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention among the first `counts_B[b]` entries of each row b; what is behind them is padding.
+def packed_attention(
+    q_BNQH: Tensor, k_BNQH: Tensor, v_BNQH: Tensor, counts: Sequence[int], dropout: float = 0.0
+) -> Tensor:
+    """Causal attention among the first `counts[b]` entries of each row b; what is behind them is padding.
 
     Rows are taken together or one by one, whichever wastes less. Returns (B, N, Q, H), arbitrary at padding.
     """
@@ -58,11 +62,11 @@ def packed_attention(q_BNQH: Tensor, k_BNQH: Tensor, v_BNQH: Tensor, counts_B: T
     on_cpu = q_BNQH.device.type == "cpu"
     if on_cpu:
         k_BNQH, v_BNQH = heads_apart(k_BNQH, Q), heads_apart(v_BNQH, Q)
-    # Elsewhere pairs of padding cost less than waiting for the counts.
+    # Elsewhere many rows at once make up for pairs of padding.
     if not on_cpu or B == 1 or Q < ROW_BY_ROW:
         return scaled_dot_product_attention(q_BNQH, k_BNQH, v_BNQH, is_causal=True, dropout_p=dropout)
     out = torch.zeros_like(q_BNQH)
-    for b, count in enumerate(counts_B.tolist()):
+    for b, count in enumerate(counts):
         q, k, v = (x[b : b + 1, :, :count] for x in (q_BNQH, k_BNQH, v_BNQH))
         out[b : b + 1, :, :count] = scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     return out

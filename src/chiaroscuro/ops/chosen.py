@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, Q chosen tokens of the fullest row, M chosen tokens of all rows; `...` any further axes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -31,15 +31,35 @@ class Chosen:
     Rows of chosen tokens come flat, (M, ...), in the order of batch and position; that is the layout of everything that
     works on tokens one by one. Operators that relate the tokens of a sequence take them padded, (B, Q, ...), each row's
     chosen tokens first and zeros behind them.
+
+    How many there are, an accelerator is asked once, and for all masks of the same batch together; whatever else is
+    here follows from that without waiting for it.
     """
 
     def __init__(self, mask_BT: Tensor):
         self.mask_BT = mask_BT
+        self._together = [self]
+
+    @classmethod
+    def each(cls, masks: Sequence[Tensor]) -> list["Chosen"]:
+        """Of several masks of a batch, (B, T) each."""
+        family = [cls(mask_BT) for mask_BT in masks]
+        for chosen in family:
+            chosen._together = family
+        return family
+
+    @_Once
+    def counts(self) -> list[int]:
+        """Chosen tokens per row of the batch."""
+        counts = torch.stack([chosen.counts_B for chosen in self._together]).tolist()
+        for chosen, own in zip(self._together, counts, strict=True):
+            chosen.__dict__["counts"] = own
+        return self.__dict__["counts"]
 
     @_Once
     def flat_M(self) -> Tensor:
         """Indices of the chosen tokens in the flattened (B * T) batch, ascending."""
-        return self.mask_BT.reshape(-1).nonzero().squeeze(-1)
+        return self.mask_BT.reshape(-1).nonzero_static(size=sum(self.counts)).squeeze(-1)
 
     @_Once
     def _row_M(self) -> Tensor:
@@ -56,12 +76,12 @@ class Chosen:
 
     @_Once
     def Q(self) -> int:
-        return int(self.counts_B.max()) if self.mask_BT.numel() else 0
+        return max(self.counts, default=0)
 
     @_Once
     def _even(self) -> bool:
         """Whether all rows have the same number of chosen tokens, so that both layouts are one in memory."""
-        return len(self.flat_M) == self.mask_BT.shape[0] * self.Q
+        return min(self.counts, default=0) == self.Q
 
     @_Once
     def filled_BQ(self) -> Tensor:

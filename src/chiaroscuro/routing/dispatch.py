@@ -139,7 +139,7 @@ class RoutedMixer(nn.Module):
         chosen = None
         if self.router.hard:
             masks = [choice_BT == index for index in range(len(self.mixers))]
-            chosen = [Chosen(mask if valid_BT is None else mask & valid_BT) for mask in masks]
+            chosen = Chosen.each([mask if valid_BT is None else mask & valid_BT for mask in masks])
         return Routing(gates_BTO, choice_BT, entropy_BT, spectrum_BTP, chosen)
 
     def forward(
