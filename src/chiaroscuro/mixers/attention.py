@@ -62,7 +62,6 @@ class AttentionMixer(Mixer):
         )
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
-        queries = x_BTD if chosen is None else chosen.take(x_BTD)
         keys_routed = self.keys == "routed" and chosen is not None
         usable_BT, new = context.valid_BT, x_BTD.shape[1]
         if chosen is not None and keys_routed:
@@ -75,8 +74,9 @@ class AttentionMixer(Mixer):
             # Nobody asks. (In training the weights get their zero gradient below.)
             if context.state is not None and not keys_routed:
                 wait(context.state, x_BTD, context.rotary)
-            return queries
+            return x_BTD.new_empty(0, x_BTD.shape[2])
 
+        queries = x_BTD if chosen is None else chosen.take(x_BTD)
         sources, rotary = (queries, context.rotary) if keys_routed else recall(context.state, x_BTD, context.rotary)
         k, v = self.key_value(sources).chunk(2, dim=-1)
         k = self._heads(k, rotary, chosen if keys_routed else None)

@@ -3,26 +3,12 @@
 Shapes: B batch, T tokens, Q chosen tokens of the fullest row, M chosen tokens of all rows; `...` any further axes.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-V = TypeVar("V")
-
-
-class _Once(Generic[V]):
-    """An attribute that is computed when first asked for. As functools.cached_property, without the lock at which
-    torch.compile breaks its graph in Python 3.11."""
-
-    def __init__(self, compute: Callable[[Any], V]):
-        self.compute = compute
-
-    def __get__(self, chosen: "Chosen", owner: type) -> V:
-        value = self.compute(chosen)
-        chosen.__dict__[self.compute.__name__] = value
-        return value
+from chiaroscuro.ops.once import once
 
 
 class Chosen:
@@ -48,7 +34,14 @@ class Chosen:
             chosen._together = family
         return family
 
-    @_Once
+    @classmethod
+    def none(cls, B: int, T: int, device: torch.device) -> "Chosen":
+        """No token of B times T."""
+        chosen = cls(torch.zeros(B, T, dtype=torch.bool, device=device))
+        chosen.__dict__["counts"] = [0] * B
+        return chosen
+
+    @once
     def counts(self) -> list[int]:
         """Chosen tokens per row of the batch."""
         counts = torch.stack([chosen.counts_B for chosen in self._together]).tolist()
@@ -56,39 +49,39 @@ class Chosen:
             chosen.__dict__["counts"] = own
         return self.__dict__["counts"]
 
-    @_Once
+    @once
     def flat_M(self) -> Tensor:
         """Indices of the chosen tokens in the flattened (B * T) batch, ascending."""
         return self.mask_BT.reshape(-1).nonzero_static(size=sum(self.counts)).squeeze(-1)
 
-    @_Once
+    @once
     def _row_M(self) -> Tensor:
         return self.flat_M // self.mask_BT.shape[1]
 
-    @_Once
+    @once
     def _rank_M(self) -> Tensor:
         """How many tokens of the same row were chosen before this one."""
         return (self.mask_BT.cumsum(1) - 1).reshape(-1)[self.flat_M]
 
-    @_Once
+    @once
     def counts_B(self) -> Tensor:
         return self.mask_BT.sum(1)
 
-    @_Once
+    @once
     def Q(self) -> int:
         return max(self.counts, default=0)
 
-    @_Once
+    @once
     def _even(self) -> bool:
         """Whether all rows have the same number of chosen tokens, so that both layouts are one in memory."""
         return min(self.counts, default=0) == self.Q
 
-    @_Once
+    @once
     def filled_BQ(self) -> Tensor:
         """True where the padded layout holds a chosen token."""
         return torch.arange(self.Q, device=self.mask_BT.device) < self.counts_B[:, None]
 
-    @_Once
+    @once
     def place_M(self) -> Tensor:
         """The place of each chosen token in its row."""
         return self.flat_M % self.mask_BT.shape[1]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chiaroscuro.mixers import NO_CONTEXT, Context, Flops, Mixer, Work
 from chiaroscuro.ops import Chosen, packed_dct_and_entropy
+from chiaroscuro.ops.once import once
 from chiaroscuro.routing.router import Router
 
 Dispatch = Literal["auto", "dense", "sparse"]
@@ -23,15 +24,24 @@ class Routing:
 
     gates_BTO: weight of each operator's output, zero at padding. choice_BT: index of the operator with the largest
         gate.
-    entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTP: their DCT, packed. chosen: per operator the
-        tokens that go to it, or None where gates blend all operators for all tokens.
+    entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTP: their DCT, packed. valid_BT: which tokens
+        are not padding; None: all. hard: whether each goes to one operator.
     """
 
     gates_BTO: Tensor
     choice_BT: Tensor
     entropy_BT: Tensor
     spectrum_BTP: Tensor
-    chosen: list[Chosen] | None
+    valid_BT: Tensor | None
+    hard: bool
+
+    @once
+    def chosen(self) -> list[Chosen] | None:
+        """Per operator the tokens that go to it, or None where gates blend all operators for all tokens."""
+        if not self.hard:
+            return None
+        masks = [self.choice_BT == index for index in range(self.gates_BTO.shape[-1])]
+        return Chosen.each([mask if self.valid_BT is None else mask & self.valid_BT for mask in masks])
 
 
 def dispatch(
@@ -42,7 +52,7 @@ def dispatch(
     Sparse: each module computes its own tokens only. Dense: each computes all tokens and the gates blend them. For hard
     choices outputs and gradients are equal.
     """
-    if sparse and x_BTD.shape[:2] == (1, 1) and contexts[0].valid_BT is None:
+    if sparse and x_BTD.shape[:2] == (1, 1) and routing.valid_BT is None:
         return _dispatch_one(modules, x_BTD, routing, contexts)
     if sparse:
         assert routing.chosen is not None
@@ -73,11 +83,11 @@ def dispatch(
 def _dispatch_one(modules: Sequence[Mixer], x_BTD: Tensor, routing: Routing, contexts: Sequence[Context]) -> Tensor:
     """The same for a single token, as in generation: nothing to gather and to put back. Operators that the token does
     not go to are shown it only if they remember tokens."""
-    assert routing.chosen is not None
     taken = int(routing.choice_BT)
-    for index, (module, chosen, context) in enumerate(zip(modules, routing.chosen, contexts, strict=True)):
+    nothing = Chosen.none(1, 1, x_BTD.device)
+    for index, (module, context) in enumerate(zip(modules, contexts, strict=True)):
         if index != taken and module.state_size(1):
-            module(x_BTD, chosen, context)
+            module(x_BTD, nothing, context)
     out = modules[taken](x_BTD, None, contexts[taken])
     return out * routing.gates_BTO[..., taken, None] if routing.gates_BTO.requires_grad else out
 
@@ -136,11 +146,7 @@ class RoutedMixer(nn.Module):
         valid_BT = context.valid_BT
         if valid_BT is not None:
             gates_BTO = gates_BTO * valid_BT[..., None]
-        chosen = None
-        if self.router.hard:
-            masks = [choice_BT == index for index in range(len(self.mixers))]
-            chosen = Chosen.each([mask if valid_BT is None else mask & valid_BT for mask in masks])
-        return Routing(gates_BTO, choice_BT, entropy_BT, spectrum_BTP, chosen)
+        return Routing(gates_BTO, choice_BT, entropy_BT, spectrum_BTP, valid_BT, self.router.hard)
 
     def forward(
         self,
@@ -151,12 +157,11 @@ class RoutedMixer(nn.Module):
         """The mixed tokens (B, T, D), and the routing where there was a choice. `states` holds, per operator, what it
         keeps between calls (`Context.state`)."""
         modules = self._mixers_in_order
-        routing = None
-        if self.router is not None:
-            routing = self.route(x_BTD, context)
-            context = replace(context, spectrum_BTP=routing.spectrum_BTP)
+        routing = None if self.router is None else self.route(x_BTD, context)
+        spectrum_BTP = None if routing is None else routing.spectrum_BTP
         contexts = [
-            context if states is None else replace(context, state=states[operator]) for operator in self.operators
+            replace(context, spectrum_BTP=spectrum_BTP, state=None if states is None else states[operator])
+            for operator in self.operators
         ]
         if routing is None:
             return modules[0](x_BTD, None, contexts[0]), None
