@@ -195,9 +195,10 @@ MATRIX_UP_TO = 1024  # channels
 
 
 def is_one_vector(x: Tensor) -> bool:
-    """Whether a product with the matrix is faster than the small steps of an FFT: for one vector of moderate length, as
-    a step of generation has it."""
-    return x.numel() == x.shape[-1] <= slots(MATRIX_UP_TO) and type(x) is Tensor and not torch.compiler.is_compiling()
+    """Whether a product with the matrix is faster than the small steps of an FFT: on the CPU for one vector of moderate
+    length, as a step of generation has it."""
+    short = x.numel() == x.shape[-1] <= slots(MATRIX_UP_TO)
+    return short and x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 def has_kernel(x: Tensor, D: int) -> bool:

@@ -61,7 +61,6 @@ class _SpectrumAndEntropy(Function):
     def forward(x: Tensor, dc_weight: float) -> tuple[Tensor, Tensor]:
         D = x.shape[-1]
         if is_one_vector(x):
-            x = computed(x)
             X = x @ matrix(D, x.dtype, x.device)
             return X, _entropy_of_one(X, dc_weight, D)
         if has_kernel(x, D):
@@ -107,12 +106,16 @@ def _entropy_rows(X: Tensor, entropy: Tensor, energy: Tensor, product: Tensor, d
 
 
 def _entropy_of_one(X: Tensor, dc_weight: float, D: int) -> Tensor:
-    """Entropy (...) of a packed spectrum (..., P), in as few steps as can be: for one vector each costs the same."""
-    p = (X * _shrink(X)).square_()
+    """Entropy (...) of the packed spectrum (..., P) of one vector, on the CPU, in as few steps as can be: each costs
+    the same, whatever it does."""
+    energy = X.square()
+    if not 1e-9 < float(energy.sum()) < 1e9:  # so far from one, small parts of it may get lost
+        energy = X.mul(_shrink(X)).square_()
     if dc_weight != 1.0:
-        p[..., 0] *= dc_weight
-        p /= p.sum(-1, keepdim=True).clamp_min_(torch.finfo(X.dtype).tiny)
-    return torch.special.entr(p).sum(-1).mul_(1.0 / math.log(max(D, 2))).clamp_(0.0, 1.0)
+        energy[..., 0] *= dc_weight
+    total = float(energy.sum())
+    nats = math.log(total) + float(torch.special.entr(energy).sum()) / total if total > 0.0 else 0.0
+    return X.new_full(X.shape[:-1], min(max(nats / math.log(max(D, 2)), 0.0), 1.0))
 
 
 def _slope(X: Tensor, dc_weight: float, D: int) -> Tensor:
