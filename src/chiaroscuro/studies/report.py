@@ -90,9 +90,9 @@ def _clock(paths: list[Path], folder: Path) -> str:
     if not paths:
         return "\n".join([*lines, "Not measured: `chiaroscuro bench TARGET --out results/bench/TARGET.json`.", ""])
     made = [read_json(path)["versions"] for path in paths]
-    commits = ", ".join(sorted({each["commit"] for each in made}))
+    commits, machines = (", ".join(sorted({each[name] for each in made})) for name in ("commit", "machine"))
     lines += [
-        f"{made[0]['machine']}; torch {made[0]['torch']}; commit {commits}. Half of the tokens of each row go to "
+        f"{machines}; torch {made[0]['torch']}; commit {commits}. Half of the tokens of each row go to "
         "attention. Ratios of times measured in turn in one process: medians, with their quartiles; what the executed "
         "FLOPs would give; and the bound that was set. Each row is from "
         + ", ".join(f"[{path.name}]({folder / path.name})" for path in paths)
@@ -100,8 +100,10 @@ def _clock(paths: list[Path], folder: Path) -> str:
         "",
     ]
     table = [["what", "ms", "against", "ms", "ratio", "by FLOPs", "bound"]]
+    to_plan: list[float] = []
     for path in paths:
         for case in read_json(path)["cases"]:
+            to_plan += case["executed_to_planned"].values()
             ours = next(iter(case["seconds"]))
             for other, (middle, low, high) in case["ratio"].items():
                 times = [f"{1e3 * case['seconds'][side]:.1f}" for side in (ours, other)]
@@ -111,22 +113,25 @@ def _clock(paths: list[Path], folder: Path) -> str:
                 table.append(
                     [case["name"], times[0], other, times[1], ratio, f"{case['predicted'][other]:.3f}", judged]
                 )
+    agreement = f"The sides execute {min(to_plan):.3f} to {max(to_plan):.3f} of the FLOPs that they plan.\n"
     plots = sorted(paths[0].parent.glob("lengths/*.png"))
     pictures = [f"![{path.stem}: time by sequence length]({folder / 'lengths' / path.name})" for path in plots]
-    return "\n".join([*lines, _table(table), *pictures, ""])
+    return "\n".join([*lines, _table(table), agreement, *pictures, ""])
 
 
 def _studies(done: dict[str, Finished], to_results: Path) -> str:
     """Per study where its numbers come from, and its table and figures."""
     lines = ["## The studies", ""]
     for name, study in done.items():
-        first = next(iter(study.runs.values()))[0]
-        seconds = sum(result["train_seconds"] for results in study.runs.values() for result in results)
+        runs = [result for results in study.runs.values() for result in results]
+        first = runs[0]
+        machines = ", ".join(sorted({result["versions"]["machine"] for result in runs}))
+        seconds = sum(result["train_seconds"] for result in runs)
         lines += [
             f"### {name}",
             "",
             f"{study.study.question} Data: {first['data']}; {first['tokens_seen']:,} tokens a run; commit "
-            f"{first['versions']['commit']}; {first['versions']['machine']}; the runs of the table took "
+            f"{first['versions']['commit']}; {machines}; the runs of the table took "
             f"{seconds / 3600:.1f} hours of training. `chiaroscuro study {name}` makes the runs, their table is "
             f"[{name}/table.md]({to_results / name / 'table.md'}), and each run's file lies in `results/{name}/runs`.",
             "",
