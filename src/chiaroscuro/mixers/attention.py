@@ -62,40 +62,46 @@ class AttentionMixer(Mixer):
         )
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
-        keys_routed = self.keys == "routed" and chosen is not None
-        usable_BT, new = context.valid_BT, x_BTD.shape[1]
-        if chosen is not None and keys_routed:
-            usable_BT, new = chosen.filled_BQ if len(x_BTD) > 1 else None, chosen.Q  # a single row has no padding
-        elif self.keys == "routed" and context.routed_BT is not None:
-            usable_BT = context.routed_BT
+        among = chosen if self.keys == "routed" else None  # the only tokens that serve as keys; None: all do
         past = seen(context.state)
-        usable_BK = mark_usable(context.state, len(x_BTD), new, usable_BT)
+        usable_BK = self._mark_usable(x_BTD, among, context)
         if chosen is not None and chosen.Q == 0 and not torch.is_grad_enabled():
             # Nobody asks. (In training the weights get their zero gradient below.)
-            if context.state is not None and not keys_routed:
+            if context.state is not None and among is None:
                 wait(context.state, x_BTD, context.rotary)
             return x_BTD.new_empty(0, x_BTD.shape[2])
-
-        queries = x_BTD if chosen is None else chosen.take(x_BTD)
-        sources, rotary = (queries, context.rotary) if keys_routed else recall(context.state, x_BTD, context.rotary)
-        k, v = self.key_value(sources).chunk(2, dim=-1)
-        k = self._heads(k, rotary, chosen if keys_routed else None)
-        v = self._heads(v, None, chosen if keys_routed else None)
-        k, v = append(context.state, k, v)
-
-        q = self._heads(self.query(queries), context.rotary, chosen)
+        asking = x_BTD if chosen is None else chosen.take(x_BTD)
+        k, v = self._keys_and_values(x_BTD if among is None else asking, among, context)
+        q = self._heads(self.query(asking), context.rotary, chosen)
         if x_BTD.shape[1] == 1 and usable_BK is None and context.attention_mask is None:
             # One token per row sees whatever there is.
             out = scaled_dot_product_attention(q, k, v, dropout_p=self._dropout)
         elif chosen is None and self._interface_knows_mask(context, past, x_BTD.shape[1], usable_BK):
             out = self._interface(q, k, v, context.attention_mask)
-        elif chosen is not None and keys_routed and past == 0 and self.causal:
-            out = packed_attention(q, k, v, chosen.counts, self._dropout)
+        elif among is not None and past == 0 and self.causal:
+            out = packed_attention(q, k, v, among.counts, self._dropout)
         else:
-            visible_BQ = self._visible(x_BTD, chosen, past, k.shape[2], keys_routed)
+            visible_BQ = self._visible(x_BTD, chosen, among, past, k.shape[2])
             out = chosen_attention(q, k, v, visible_BQ, usable_BK, self._dropout)
         out = out.transpose(1, 2).flatten(2)
         return self.out(out if chosen is None else chosen.unpad(out))
+
+    def _mark_usable(self, x_BTD: Tensor, among: Chosen | None, context: Context) -> Tensor | None:
+        """Which keys may be seen at all, (B, K), those of earlier calls included; None: all."""
+        usable_BT, new = context.valid_BT, x_BTD.shape[1]
+        if among is not None:
+            usable_BT, new = among.filled_BQ if len(x_BTD) > 1 else None, among.Q  # a single row has no padding
+        elif self.keys == "routed" and context.routed_BT is not None:
+            usable_BT = context.routed_BT
+        return mark_usable(context.state, len(x_BTD), new, usable_BT)
+
+    def _keys_and_values(self, tokens: Tensor, among: Chosen | None, context: Context) -> tuple[Tensor, Tensor]:
+        """Of `tokens`, behind those of earlier calls, (B, N, K, H)."""
+        rotary = context.rotary
+        if among is None:
+            tokens, rotary = recall(context.state, tokens, rotary)
+        k, v = self.key_value(tokens).chunk(2, dim=-1)
+        return append(context.state, self._heads(k, rotary, among), self._heads(v, None, among))
 
     def _heads(self, rows: Tensor, rotary: tuple[Tensor, Tensor] | None, chosen: Chosen | None) -> Tensor:
         """Split channels into heads, turn them by their positions, and lay them out as (B, N, T or Q, H)."""
@@ -106,13 +112,13 @@ class AttentionMixer(Mixer):
         cos, sin = rotary if chosen is None else (chosen.pad(chosen.take(table)) for table in rotary)
         return rotate(heads, cos.unsqueeze(1), sin.unsqueeze(1))
 
-    def _visible(self, x_BTD: Tensor, chosen: Chosen | None, past: int, K: int, keys_routed: bool) -> Tensor:
+    def _visible(self, x_BTD: Tensor, chosen: Chosen | None, among: Chosen | None, past: int, K: int) -> Tensor:
         """How many leading keys each query may see, (B, Q)."""
         B, T = x_BTD.shape[:2]
         if chosen is None:
             visible_BQ = past + 1 + torch.arange(T, device=x_BTD.device).expand(B, T)
-        elif keys_routed:
-            visible_BQ = (past + 1 + torch.arange(chosen.Q, device=x_BTD.device)) * chosen.filled_BQ
+        elif among is not None:
+            visible_BQ = (past + 1 + torch.arange(among.Q, device=x_BTD.device)) * among.filled_BQ
         else:
             visible_BQ = chosen.pad(past + 1 + chosen.place_M)
         return visible_BQ if self.causal else torch.where(visible_BQ > 0, K, 0)
