@@ -24,14 +24,15 @@ class Chosen:
 
     def __init__(self, mask_BT: Tensor):
         self.mask_BT = mask_BT
-        self._together = [self]
+        self._masks, self._index = [mask_BT], 0
+        self._counts: list[list[int]] = []  # of each of these masks, once they are known
 
     @classmethod
     def each(cls, masks: Sequence[Tensor]) -> list["Chosen"]:
         """Of several masks of a batch, (B, T) each."""
         family = [cls(mask_BT) for mask_BT in masks]
-        for chosen in family:
-            chosen._together = family
+        for index, chosen in enumerate(family):
+            chosen._masks, chosen._index, chosen._counts = list(masks), index, family[0]._counts
         return family
 
     @classmethod
@@ -44,10 +45,9 @@ class Chosen:
     @once
     def counts(self) -> list[int]:
         """Chosen tokens per row of the batch."""
-        counts = torch.stack([chosen.counts_B for chosen in self._together]).tolist()
-        for chosen, own in zip(self._together, counts, strict=True):
-            chosen.__dict__["counts"] = own
-        return self.__dict__["counts"]
+        if not self._counts:
+            self._counts += torch.stack([mask_BT.sum(1) for mask_BT in self._masks]).tolist()
+        return self._counts[self._index]
 
     @once
     def flat_M(self) -> Tensor:
@@ -69,12 +69,12 @@ class Chosen:
 
     @once
     def Q(self) -> int:
-        return max(self.counts, default=0)
+        return max(self.counts) if self.counts else 0
 
     @once
     def _even(self) -> bool:
         """Whether all rows have the same number of chosen tokens, so that both layouts are one in memory."""
-        return min(self.counts, default=0) == self.Q
+        return all(count == self.Q for count in self.counts)
 
     @once
     def filled_BQ(self) -> Tensor:
