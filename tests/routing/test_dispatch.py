@@ -132,6 +132,13 @@ def test_layers_that_make_no_sense_are_refused():
         RoutedMixer(two, router_class("soft")(D, 2), dispatch="sparse")
 
 
+def test_one_operator_alone_goes_on_from_the_state_it_is_given():
+    layer, x, state = RoutedMixer({"attention": AttentionMixer(8, 2)}), torch.randn(1, 6, 8), {}
+    with torch.no_grad():
+        pieces = [layer(x[:, t : t + 3], Context(state=state))[0] for t in (0, 3)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), layer(x)[0], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("keys", ["all", "routed"])
 @pytest.mark.parametrize("B", [1, 2])
 @pytest.mark.parametrize("training", [False, True])

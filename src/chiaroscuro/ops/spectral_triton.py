@@ -2,8 +2,8 @@
 
 A transform is a product with the matrix of its cosines. An FFT takes fewer multiplications, but with all that belongs
 to it reads and writes every token a dozen times, and a GPU multiplies many numbers in the time in which it moves one.
-Half precision is multiplied as TF32, which holds it exactly; single precision as three products of TF32, which together
-are as exact as itself.
+Tokens in half precision are multiplied as TF32, which holds them exactly and rounds the cosines; single precision, and
+every spectrum, as three products of TF32, which together are as exact as itself.
 
 Shapes: M tokens, D channels, P slots of a packed spectrum (`chiaroscuro.ops.dct`).
 """

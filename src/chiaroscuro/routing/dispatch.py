@@ -158,9 +158,9 @@ class RoutedMixer(nn.Module):
         keeps between calls (`Context.state`)."""
         modules = self._mixers_in_order
         routing = None if self.router is None else self.route(x_BTD, context)
-        spectrum_BTP = None if routing is None else routing.spectrum_BTP
+        spectrum_BTP = context.spectrum_BTP if routing is None else routing.spectrum_BTP
         contexts = [
-            replace(context, spectrum_BTP=spectrum_BTP, state=None if states is None else states[operator])
+            replace(context, spectrum_BTP=spectrum_BTP, state=context.state if states is None else states[operator])
             for operator in self.operators
         ]
         if routing is None:
