@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chiaroscuro import bench, cli
-from chiaroscuro.bench.cases import FULL, OURS, half
+from chiaroscuro.bench.case import FULL, OURS, half
 from chiaroscuro.bench.measure import measure, peak_bytes
 
 SIZES = bench.Sizes(batch=2, length=40, width=32, heads=2, layers=3)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from chiaroscuro.bench.cases import Case
+from chiaroscuro.bench.case import Case
 from chiaroscuro.flops import executed_flops
 
 WARM_UP = 2

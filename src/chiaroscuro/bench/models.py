@@ -1,0 +1,231 @@
+"""Cases of whole models: a forward pass of the body, compiled or not, a training step, decoding.
+
+Shapes: B batch, T tokens, N heads, H head channels, D model channels.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from chiaroscuro.bench.case import (
+    BLEND,
+    EAGER,
+    ENTROPY,
+    FULL,
+    HALF,
+    OURS,
+    THRESHOLD,
+    Case,
+    HalfRouter,
+    Keys,
+    Sizes,
+    close,
+    forward_only,
+    half,
+    shown,
+)
+from chiaroscuro.mixers import Flops
+from chiaroscuro.modeling import ChiarConfig, ChiarModel
+from chiaroscuro.routing import RoutedMixer, calibrate
+
+VOCABULARY = 512
+STEPS = 16  # tokens that are decoded
+
+
+class _Body(nn.Module):
+    """A model given embeddings."""
+
+    def __init__(self, model: ChiarModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(inputs_embeds=x).last_hidden_state
+
+
+def _bodies(sizes: Sizes, keys: Keys) -> tuple[ChiarModel, ChiarModel]:
+    """The body of `v2` and its full-attention twin."""
+    size = {"hidden_size": sizes.width, "num_attention_heads": sizes.heads, "num_hidden_layers": sizes.layers}
+    torch.manual_seed(0)
+    models = [
+        ChiarModel(ChiarConfig.from_recipe(recipe, vocab_size=VOCABULARY, dropout=0.0, **size, **extra))
+        for recipe, extra in (("v2", {"attention_keys": keys}), ("full_attention", {}))
+    ]
+    for model in models:
+        nn.Module.to(model, sizes.device, sizes.dtype).eval()
+    return models[0], models[1]
+
+
+class _Routed:
+    """The layers of a model that have a choice, and who decides in them."""
+
+    def __init__(self, model: ChiarModel, sizes: Sizes, half_BT: Tensor):
+        self.layers = [part for part in model.modules() if isinstance(part, RoutedMixer) and part.router is not None]
+        self.thresholds = [layer.router for layer in self.layers]
+        self.half = HalfRouter(sizes.width, half_BT, sizes.dtype)
+
+    def by(self, router: str, dispatch: Literal["sparse", "dense"] = "sparse") -> None:
+        """From now on."""
+        for layer, threshold in zip(self.layers, self.thresholds, strict=True):
+            layer.dispatch, layer.router = dispatch, self.half if router == HALF else threshold
+
+
+def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+    """All layers, without embedding and head, forward."""
+    ours, full = _bodies(sizes, keys)
+    x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    calibrate(_Body(ours), x)
+    routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
+
+    def run(router: str, dispatch: Literal["sparse", "dense"]) -> Tensor:
+        routed.by(router, dispatch)
+        return ours(inputs_embeds=x).last_hidden_state
+
+    sides = {
+        OURS: forward_only(lambda: run(HALF, "sparse")),
+        ENTROPY: forward_only(lambda: run(THRESHOLD, "sparse")),
+        BLEND: forward_only(lambda: run(HALF, "dense")),
+        FULL: forward_only(lambda: full(inputs_embeds=x)),
+    }
+
+    def planned(router: str) -> float:
+        routed.by(router)
+        return _planned(ours, x).total
+
+    return Case(
+        f"body of v2, {shown(sizes, keys)}",
+        keys,
+        sides,
+        lambda: close(sides[OURS](), sides[BLEND]()),
+        at_most,
+        {
+            OURS: forward_only(lambda: planned(HALF)),
+            ENTROPY: forward_only(lambda: planned(THRESHOLD)),
+            FULL: forward_only(lambda: _planned(full, x).total),
+        },
+    )
+
+
+def _planned(model: ChiarModel, x: Tensor, past: int = 0) -> Flops:
+    """FLOPs that a model plans for these embeddings, of which the first `past` are in a cache."""
+    routing = model(inputs_embeds=x, use_cache=False, output_routing=True).routing
+    return model.flops(len(x), x.shape[1] - past, routing, past)
+
+
+def compiled(sizes: Sizes, keys: Keys) -> Case:
+    """The body given to torch.compile, beside itself without, and the same of full attention."""
+    ours, full = _bodies(sizes, keys)
+    x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device)).by(HALF)
+
+    def run(model: Callable[..., Any]) -> Callable[[], Tensor]:
+        # Without a cache, which would be an object of Python for the compiler to look into.
+        return forward_only(lambda: model(inputs_embeds=x, use_cache=False).last_hidden_state)
+
+    sides = {
+        OURS: run(torch.compile(ours)),
+        EAGER: run(ours),
+        FULL: run(full),
+        f"{FULL}, compiled": run(torch.compile(full)),
+    }
+    return Case(
+        f"torch.compile, {shown(sizes, keys)}",
+        keys,
+        sides,
+        lambda: close(sides[OURS](), sides[EAGER]()),
+        planned={
+            OURS: forward_only(lambda: _planned(ours, x).total),
+            FULL: forward_only(lambda: _planned(full, x).total),
+        },
+    )
+
+
+def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+    """Forward and backward pass of the body, and a step of AdamW."""
+    ours, full = _bodies(sizes, keys)
+    x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
+    optimisers = {model: torch.optim.AdamW(model.parameters(), lr=0.0, fused=True) for model in (ours, full)}
+
+    def step(model: ChiarModel, dispatch: Literal["sparse", "dense"] = "sparse") -> list[Tensor]:
+        routed.by(HALF, dispatch)
+        model.train()
+        model(inputs_embeds=x).last_hidden_state.square().mean().backward()
+        found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        optimisers[model].step()
+        optimisers[model].zero_grad()
+        return found
+
+    def check() -> None:
+        for sparse, dense in zip(step(ours), step(ours, "dense"), strict=True):
+            close(sparse, dense)
+
+    sides = {OURS: lambda: step(ours), BLEND: lambda: step(ours, "dense"), FULL: lambda: step(full)}
+
+    def planned(model: ChiarModel) -> float:
+        """The backward pass of a product takes two, that of attention five instead of two, one of them being the
+        scores again."""
+        routed.by(HALF)
+        forward = _planned(model, x)
+        return 3.0 * forward.total + 0.5 * forward.attention
+
+    return Case(
+        f"training step of v2, {shown(sizes, keys)}",
+        keys,
+        sides,
+        check,
+        at_most,
+        {OURS: forward_only(lambda: planned(ours)), FULL: forward_only(lambda: planned(full))},
+    )
+
+
+def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+    """Some steps of one token each behind a cached context; in each layer half of them go to attention."""
+    ours, full = _bodies(sizes, keys)
+    length = sizes.length + STEPS
+    x = torch.randn(sizes.batch, length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    # Half of the context, and half of the steps; the last of each among them, so that no key is left for others to pay.
+    parts = [half(sizes.batch, tokens, sizes.device) for tokens in (sizes.length, STEPS)]
+    routed = _Routed(ours, sizes, torch.cat([part ^ ~part[:, -1:] for part in parts], dim=1))
+    routed.by(HALF)
+
+    def go_on(model: ChiarModel, cache: Any, start: int, end: int) -> Any:
+        routed.half.start = start
+        return model(inputs_embeds=x[:, start:end], past_key_values=cache, use_cache=True)
+
+    def steps(model: ChiarModel) -> Callable[[], Tensor]:
+        cache = forward_only(lambda: go_on(model, None, 0, sizes.length - 1).past_key_values)()
+        forward_only(lambda: go_on(model, cache, sizes.length - 1, sizes.length))()  # the cache makes room
+        before = [{operator: dict(state) for operator, state in layer.states.items()} for layer in cache.layers]
+
+        def run() -> Tensor:
+            # Back to where the context ended; what was written behind it is not looked at.
+            for layer, states in zip(cache.layers, before, strict=True):
+                layer.states.clear()
+                layer.states.update({operator: dict(state) for operator, state in states.items()})
+                layer.seen = sizes.length
+            found = [go_on(model, cache, t, t + 1).last_hidden_state for t in range(sizes.length, length)]
+            return torch.cat(found, dim=1)
+
+        return forward_only(run)
+
+    sides = {OURS: steps(ours), FULL: steps(full)}
+
+    def check() -> None:
+        whole = forward_only(lambda: go_on(ours, None, 0, length).last_hidden_state)()
+        close(sides[OURS](), whole[:, sizes.length :])
+
+    def planned(model: ChiarModel) -> float:
+        routed.half.start = 0
+        return _planned(model, x, past=sizes.length).total
+
+    return Case(
+        f"decoding with v2, {shown(sizes, keys)}",
+        keys,
+        sides,
+        check,
+        at_most,
+        {OURS: forward_only(lambda: planned(ours)), FULL: forward_only(lambda: planned(full))},
+    )
