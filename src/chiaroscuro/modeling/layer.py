@@ -129,7 +129,7 @@ class ChiarLayer(GradientCheckpointingLayer):
         else:
             works = [trace.work(index, self.routed_keys, past) for index in range(count)]
         weight = self.feed_forward_norm.weight
-        transforms = by_matrix(len(weight), weight.device, alone=past > 0 and batch_size == 1)
+        transforms = by_matrix(len(weight), weight.device)
         total = self.mixer.flops([replace(work, by_matrix=transforms) for work in works])
         networks = works if len(self.feed_forwards) > 1 else [dense]
         for feed_forward, work in zip(cast(list[FeedForward], self.feed_forwards), networks, strict=True):

@@ -158,6 +158,8 @@ def _forward(x: Tensor) -> Tensor:
 
 
 def _by_fft(x: Tensor) -> Tensor:
+    if is_one_vector(x):
+        return spectrum_of_one(x)
     D = x.shape[-1]
     x, tables = x.contiguous(), tables_for(D, x)
     X, samples = x.new_empty(*x.shape[:-1], slots(D)), room(x, D)
@@ -168,6 +170,8 @@ def _by_fft(x: Tensor) -> Tensor:
 
 def _inverse(X: Tensor, D: int, w_P: Tensor | None = None, chosen_M: Tensor | None = None) -> Tensor:
     P = X.shape[-1]
+    if chosen_M is None and is_one_vector(X):
+        return _vector_of_one(X if w_P is None else X * w_P, D)
     if has_kernel(X, D):
         out = fused_inverse(X.reshape(-1, P), matrix(D, X.dtype, X.device), w_P, chosen_M)
         return out if chosen_M is not None else out.view(*X.shape[:-1], D)
@@ -184,21 +188,37 @@ def _inverse(X: Tensor, D: int, w_P: Tensor | None = None, chosen_M: Tensor | No
     return x
 
 
+def is_one_vector(x: Tensor) -> bool:
+    """Whether x is a single vector on the CPU, as in a step of generation, where every step costs the same, whatever it
+    does: fewer of them are better than less memory."""
+    return (
+        x.numel() == x.shape[-1] and x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    )
+
+
+def spectrum_of_one(x: Tensor) -> Tensor:
+    tables = tables_for(x.shape[-1], x)
+    numbers = torch.fft.rfft(x.index_select(-1, tables.sample_D), norm="ortho") * tables.turn
+    X = torch.view_as_real(numbers).flatten(-2)
+    if x.shape[-1] % 2 == 0:
+        X[..., -1] = 0.0
+    return X
+
+
+def _vector_of_one(X: Tensor, D: int) -> Tensor:
+    tables = tables_for(D, X)
+    samples = torch.fft.irfft(_as_complex(X.contiguous()) * tables.back, n=D, norm="ortho")
+    return samples.index_select(-1, tables.place_D)
+
+
+MATRIX_UP_TO = 1024  # channels that the kernels for GPUs take
+
+
 @lru_cache(maxsize=8)
 def matrix(D: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(D, P): the packed spectrum of each unit vector."""
     with torch.no_grad():
         return _by_fft(torch.eye(D, dtype=dtype, device=device))
-
-
-MATRIX_UP_TO = 1024  # channels
-
-
-def is_one_vector(x: Tensor) -> bool:
-    """Whether a product with the matrix is faster than the small steps of an FFT: on the CPU for one vector of moderate
-    length, as a step of generation has it."""
-    short = x.numel() == x.shape[-1] <= slots(MATRIX_UP_TO)
-    return short and x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 def has_kernel(x: Tensor, D: int) -> bool:
@@ -207,15 +227,15 @@ def has_kernel(x: Tensor, D: int) -> bool:
     return plain and x.dtype != torch.float64 and D <= MATRIX_UP_TO and has_triton()
 
 
-def by_matrix(D: int, device: torch.device, alone: bool) -> bool:
-    """Whether transforms are products with the matrix; `alone`: of one vector at a time."""
-    return D <= MATRIX_UP_TO and (alone or (device.type == "cuda" and has_triton()))
+def by_matrix(D: int, device: torch.device) -> bool:
+    """Whether transforms are products with the matrix."""
+    return D <= MATRIX_UP_TO and device.type == "cuda" and has_triton()
 
 
 class _Forward(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return x @ matrix(x.shape[-1], x.dtype, x.device) if is_one_vector(x) else _forward(x)
+        return _forward(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -231,7 +251,7 @@ class Inverse(Function):
 
     @staticmethod
     def forward(X: Tensor, D: int) -> Tensor:
-        return X @ matrix(D, X.dtype, X.device).T if is_one_vector(X) else _inverse(X, D)
+        return _inverse(X, D)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -247,8 +267,6 @@ class _FilteredInverse(Function):
 
     @staticmethod
     def forward(X: Tensor, w_P: Tensor, D: int, chosen_M: Tensor | None) -> Tensor:
-        if chosen_M is None and is_one_vector(X):
-            return (X * w_P) @ matrix(D, X.dtype, X.device).T
         return _inverse(X, D, w_P, chosen_M)
 
     @staticmethod

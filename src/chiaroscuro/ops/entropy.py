@@ -21,6 +21,7 @@ from chiaroscuro.ops.dct import (
     is_one_vector,
     matrix,
     slots,
+    spectrum_of_one,
     tables_for,
 )
 from chiaroscuro.ops.function import Function
@@ -61,7 +62,7 @@ class _SpectrumAndEntropy(Function):
     def forward(x: Tensor, dc_weight: float) -> tuple[Tensor, Tensor]:
         D = x.shape[-1]
         if is_one_vector(x):
-            X = x @ matrix(D, x.dtype, x.device)
+            X = spectrum_of_one(x)
             return X, _entropy_of_one(X, dc_weight, D)
         if has_kernel(x, D):
             X, entropy = fused_spectrum(x.reshape(-1, D), matrix(D, torch.float32, x.device), dc_weight)
