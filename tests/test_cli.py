@@ -1,6 +1,8 @@
 """The command line, as a user meets it."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +173,20 @@ def test_help_ends_in_an_example_of_the_command(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0
     assert f"Example: chiaroscuro {command} " in out
+
+
+def test_audit_passes_a_run_and_names_what_fails(call, run, tmp_path):
+    code, out, _ = call("audit", run)
+    assert code == 0
+    assert "FAILS" not in out
+    code, out, _ = call("audit", run, "--json")
+    assert {each["holds"] for each in json.loads(out)} == {True}
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    config = json.loads((broken / "config.json").read_text())
+    # Its weights lack a MetaRouter, which therefore starts as it starts in training.
+    (broken / "config.json").write_text(json.dumps(config | {"meta_router": "paper"}))
+    with pytest.warns(UserWarning, match="its logits leak"):
+        code, out, _ = call("audit", broken)
+    assert code == 1
+    assert re.search(r"no output depends on later\s*│ FAILS", out)

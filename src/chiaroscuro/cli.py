@@ -10,7 +10,7 @@ from rich.console import Console
 from chiaroscuro import tables
 
 if TYPE_CHECKING:
-    from chiaroscuro.training import Run, Task
+    from chiaroscuro.training import Run
 
 app = typer.Typer(
     help="CHIAR-Former: attention where tokens are complex, cheaper mixing where they are not.",
@@ -160,6 +160,7 @@ def evaluate(
     from dataclasses import asdict
 
     from chiaroscuro.data import SPLITS
+    from chiaroscuro.training import task_of
 
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
@@ -241,7 +242,7 @@ def tokens(
     from transformers import set_seed
 
     from chiaroscuro import ChiarForCausalLM, analysis
-    from chiaroscuro.training import LanguageModelling, versions, write_json
+    from chiaroscuro.training import LanguageModelling, task_of, versions, write_json
 
     loaded = load(run)
     task = task_of(loaded, data)
@@ -284,6 +285,7 @@ def calibrate(
 
     from chiaroscuro.ops import noise_entropy
     from chiaroscuro.routing import calibrate
+    from chiaroscuro.training import task_of
 
     loaded = load(run)
     text = task_of(loaded, data).windows["validation"]
@@ -296,6 +298,30 @@ def calibrate(
         console.print_json(data={"noise_entropy": noise, "layers": [asdict(layer) for layer in found]})
         return
     console.print(tables.thresholds(found, noise))
+
+
+@app.command(epilog="Example: chiaroscuro audit runs/mine")
+def audit(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN_OR_RECIPE", help="a run, a folder with a transformers model, or a recipe")
+    ],
+    data: Annotated[str | None, typer.Option(help="another text than the run's own")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Whether a model can be trusted: reads no later token, keeps rows apart, routes as it says. Exit code 1 if not."""
+    from dataclasses import asdict
+
+    from rich.progress import track
+
+    from chiaroscuro import analysis
+
+    model, input_ids = analysis.subject(name, data)
+    found = analysis.audit(model, input_ids, lambda checks: track(checks, "auditing", transient=True, disable=as_json))
+    if as_json:
+        console.print_json(data=[asdict(each) for each in found])
+    else:
+        console.print(tables.findings(found, name))
+    raise typer.Exit(any(each.holds is False for each in found))
 
 
 @app.command(epilog="Example: chiaroscuro convert checkpoint.pt converted")
@@ -417,19 +443,10 @@ def load(folder: Path) -> "Run":
     return load_run(folder)
 
 
-def task_of(run: "Run", data: str | None = None) -> "Task":
-    """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data."""
-    from chiaroscuro.training import TrainingPlan, prepare
-
-    longest = min(TrainingPlan.seq_len, run.model.config.max_position_embeddings)
-    plan = {"recipe": run.model.config.recipe, "seq_len": longest} | run.results.get("plan", {})
-    if data is None and "data" not in plan:
-        raise ValueError(f"{run.folder / 'results.json'} does not say what the run was trained on: give --data")
-    return prepare(TrainingPlan(**(plan | {"tokenizer": str(run.folder)} | ({"data": data} if data else {}))))
-
-
 def passage(run: "Run", tokens: int = 160) -> str:
     """The beginning of the run's test text."""
+    from chiaroscuro.training import task_of
+
     text = task_of(run).windows["test"]
     return str(run.tokenizer.decode(text.tokens[:tokens].astype(int).tolist()))
 

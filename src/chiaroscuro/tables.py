@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from chiaroscuro.analysis import Finding
     from chiaroscuro.bench import Measured
     from chiaroscuro.routing import Calibration
 
@@ -81,4 +83,13 @@ def times(measured: "Measured") -> Table:
             cells += [f"{measured.reached[side]:.0%}", bound]
         to_plan = f"{measured.executed_to_planned[side]:.3f}" if side in measured.planned else ""
         table.add_row(side, f"{seconds * 1e3:.1f}", *cells, to_plan, f"{measured.peak_bytes[side] / 2**20:.0f}")
+    return table
+
+
+def findings(found: "Sequence[Finding]", title: str) -> Table:
+    """What each check of an audit found."""
+    table = Table("", "", "", title=title, show_header=False)
+    words = {True: "holds", False: "[bold]FAILS[/bold]", None: "does not apply"}
+    for finding in found:
+        table.add_row(finding.check, words[finding.holds], escape(finding.detail))
     return table

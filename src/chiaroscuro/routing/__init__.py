@@ -1,6 +1,6 @@
 """Who goes where: routers, their calibration, the MetaRouter, collapse, and the dispatch of tokens to operators."""
 
-from chiaroscuro.routing.calibration import Calibration, calibrate, noise_thresholds
+from chiaroscuro.routing.calibration import HIGH_QUANTILE, LOW_QUANTILE, Calibration, calibrate, noise_thresholds
 from chiaroscuro.routing.collapse import starving, utilisation, utilisation_entropy
 from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatch
 from chiaroscuro.routing.force import forced
@@ -8,6 +8,8 @@ from chiaroscuro.routing.meta import MetaRouter
 from chiaroscuro.routing.router import ROUTERS, Router, ThresholdRouter, check_thresholds, router_class
 
 __all__ = [
+    "HIGH_QUANTILE",
+    "LOW_QUANTILE",
     "ROUTERS",
     "Calibration",
     "Dispatch",

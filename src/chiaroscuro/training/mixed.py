@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from chiaroscuro.data import pad_batch
 from chiaroscuro.evaluation import Evaluation
 from chiaroscuro.modeling import ChiarConfig, ChiarForMixedTasks
+from chiaroscuro.training.folder import RESULTS, Run
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.task import Classification, LanguageModelling, Task
 from chiaroscuro.training.trainer import RoutingTrainer
@@ -87,3 +88,13 @@ def prepare(plan: TrainingPlan) -> Task:
     if plan.mixed:
         return MixedTasks(plan)
     return LanguageModelling(plan) if plan.task == "lm" else Classification(plan)
+
+
+def task_of(run: Run, data: str | None = None) -> Task:
+    """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data. Raises
+    ValueError when neither is known."""
+    longest = min(TrainingPlan.seq_len, run.model.config.max_position_embeddings)
+    plan = {"recipe": run.model.config.recipe, "seq_len": longest} | run.results.get("plan", {})
+    if data is None and "data" not in plan:
+        raise ValueError(f"{run.folder / RESULTS} does not say what the run was trained on: give --data")
+    return prepare(TrainingPlan(**(plan | {"tokenizer": str(run.folder)} | ({"data": data} if data else {}))))

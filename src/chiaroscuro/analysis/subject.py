@@ -1,0 +1,61 @@
+"""What can be audited: a run, a folder with any causal language model of transformers, or a recipe.
+
+Shapes: B batch, T tokens.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from chiaroscuro.modeling import RECIPES, ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro.routing import calibrate
+from chiaroscuro.training import RESULTS, load_run, read_json, task_of
+
+ROWS, TOKENS = 8, 128
+SMALL = {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 4}
+
+
+def subject(name: str, data: str | None = None) -> tuple[PreTrainedModel, Tensor]:
+    """A model and what to look at it with, (B, T): held-out text of a run or of `data`, else random tokens.
+
+    name: a recipe, which is built small; a run folder; or a folder with `config.json`, and weights as safetensors or
+        none. Of a classifier its body is taken. Raises ValueError for anything else.
+    """
+    if name in RECIPES:
+        return _untrained(name)
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{name} is neither a folder with a config.json nor a recipe; recipes: {', '.join(RECIPES)}")
+    ours = read_json(folder / "config.json").get("model_type") == ChiarConfig.model_type
+    if ours and (data is not None or (folder / RESULTS).exists()):
+        run = load_run(folder)
+        windows = task_of(run, data).windows["test"]
+        model = run.model.model if isinstance(run.model, ChiarForSequenceClassification) else run.model
+        return model, windows.batch(range(min(ROWS, len(windows))))
+    if data is not None:
+        raise ValueError(f"--data is encoded with the tokenizer of a run, and {name} is none")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if any(folder.glob("*.safetensors")):
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    else:
+        model = AutoModelForCausalLM.from_config(config)
+    return model, _random_tokens(config.vocab_size, getattr(config, "max_position_embeddings", TOKENS))
+
+
+def _untrained(recipe: str) -> tuple[PreTrainedModel, Tensor]:
+    """A small model with weights so far from their start that no path through it is silent, calibrated as training does
+    before its first step."""
+    torch.manual_seed(0)
+    model = ChiarForCausalLM(ChiarConfig.from_recipe(recipe, **SMALL))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ids_BT = _random_tokens(SMALL["vocab_size"], TOKENS)
+    calibrate(model, ids_BT, fit_mixers=True)
+    return model, ids_BT
+
+
+def _random_tokens(vocab_size: int, longest: int) -> Tensor:
+    return torch.randint(vocab_size, (ROWS, min(TOKENS, longest)), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,211 @@
+"""The audit passes what is sound and catches, by the right line, everything that is planted here.
+
+Shapes: B batch, T tokens.
+"""
+
+import pytest
+import torch
+from tests.helpers import SMALL_RECIPES, VOCAB, ids, tiny_model
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from chiaroscuro import ChiarForCausalLM, calibrate
+from chiaroscuro.analysis import audit, subject
+from chiaroscuro.mixers import AttentionMixer, RBFMixer
+from chiaroscuro.routing import RoutedMixer, ThresholdRouter
+
+FUTURE, ROWS, CACHE, DISPATCH, PADDING, FLOPS, THRESHOLDS, STARVING = (
+    "no output depends on later tokens",
+    "no output depends on other rows",
+    "a cache gives what the full pass gives",
+    "sparse dispatch gives what dense gives",
+    "padding changes nothing",
+    "planned FLOPs are executed",
+    "thresholds are calibrated",
+    "no operator starves",
+)
+
+
+def verdicts(model, input_ids):
+    return {finding.check: finding.holds for finding in audit(model, input_ids)}
+
+
+def failing(model, input_ids):
+    return {check for check, holds in verdicts(model, input_ids).items() if holds is False}
+
+
+def calibrated(recipe="chiar", **fields):
+    model = tiny_model(recipe, **fields)
+    calibrate(model, ids(8, 64))
+    return model
+
+
+@pytest.mark.parametrize("recipe", SMALL_RECIPES)
+def test_no_shipped_recipe_fails(recipe):
+    model, input_ids = subject(recipe)
+    found = verdicts(model, input_ids)
+    assert False not in found.values()
+    routed = any(len(operators) > 1 for operators in model.config.layer_operators)
+    assert {check for check, holds in found.items() if holds is None} == (
+        set() if routed else {DISPATCH, THRESHOLDS, STARVING}
+    )
+
+
+def gpt2(cls=GPT2LMHeadModel):
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=32, n_head=2, n_layer=2, vocab_size=VOCAB, bos_token_id=0, eos_token_id=0)
+    return cls(config)
+
+
+def test_a_model_of_transformers_is_held_to_what_it_can_be_held_to():
+    found = verdicts(gpt2(), ids(3, 24))
+    assert {check for check, holds in found.items() if holds} == {FUTURE, ROWS, CACHE, PADDING}
+    assert False not in found.values()
+
+
+class OffByOne(GPT2LMHeadModel):
+    """Each token sees the one after it as well."""
+
+    def forward(self, input_ids=None, inputs_embeds=None, attention_mask=None, **kwargs):
+        T = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        seen = torch.ones(T, T).tril(1)
+        mask = torch.where(seen > 0, 0.0, -torch.inf).double()[None, None]
+        return super().forward(input_ids, inputs_embeds=inputs_embeds, attention_mask=mask, **kwargs)
+
+
+def test_a_mask_that_is_off_by_one_is_caught():
+    (finding,) = [finding for finding in audit(gpt2(OffByOne), ids(2, 16)) if finding.check == FUTURE]
+    assert finding.holds is False
+    assert finding.detail.startswith("the output at token 0 depends on token 1: gradient")
+
+
+@pytest.mark.filterwarnings("ignore:meta_router='paper'")
+def test_the_metarouter_of_the_paper_is_caught():
+    assert {FUTURE, ROWS} <= failing(calibrated("v2", meta_router="paper"), ids(4, 64))
+
+
+def test_an_rbf_operator_without_mask_is_caught():
+    model = calibrated("v1_three_operator")
+    for mixer in model.modules():
+        if isinstance(mixer, RBFMixer):
+            mixer.causal = False
+    assert {FUTURE, CACHE} <= failing(model, ids(4, 64))
+    assert ROWS not in failing(model, ids(4, 64))
+
+
+class OfTheWholeText(ThresholdRouter):
+    """Chooses by the median entropy of the row, which has no gradient and knows the future."""
+
+    def choose(self, score_BT):
+        return (score_BT > score_BT.median(1, keepdim=True).values).long()
+
+
+def test_a_choice_that_knows_the_future_is_caught_though_it_has_no_gradient():
+    model = calibrated()
+    for layer in model.modules():
+        if isinstance(layer, RoutedMixer) and layer.router is not None:
+            layer.router.__class__ = OfTheWholeText
+    findings = {finding.check: finding for finding in audit(model, ids(4, 64))}
+    assert findings[FUTURE].holds is False
+    assert "other tokens from" in findings[FUTURE].detail
+
+
+def rows_mixed(model):
+    """A layer adds to every row what the first row has."""
+    model.model.layers[0].register_forward_hook(lambda _, args, out: (out[0] + 0.1 * out[0][:1], out[1]))
+
+
+def forgetful(model):
+    """Attention forgets what came before."""
+    for mixer in model.modules():
+        if isinstance(mixer, AttentionMixer):
+            mixer.register_forward_pre_hook(lambda _, args: args[2].state.clear() if args[2].state else None)
+
+
+def blind_to_padding(model):
+    """The body is never told of padding."""
+    forward = model.model.forward
+    model.model.forward = lambda *args, attention_mask=None, **kwargs: forward(*args, **kwargs)
+
+
+def generous(model):
+    """The model plans a twentieth more than it executes."""
+    plan = type(model).flops
+
+    class Generous(ChiarForCausalLM):
+        def flops(self, *args):
+            flops = plan(self, *args)
+            return flops + type(flops)(head=0.05 * flops.total)
+
+    model.__class__ = Generous
+
+
+def off_in_dense(model):
+    """Attention of all tokens at once, as dense dispatch asks for, is not that of chosen ones."""
+    for mixer in model.modules():
+        if isinstance(mixer, AttentionMixer):
+            mixer.register_forward_hook(lambda _, args, out: out if args[1] is not None else 1.01 * out)
+
+
+def one_sided(model):
+    for router in model.modules():
+        if isinstance(router, ThresholdRouter):
+            router.set_thresholds(0.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "caught"),
+    [
+        (rows_mixed, {ROWS, PADDING}),  # padded rows stand beside each other
+        (forgetful, {CACHE}),
+        (blind_to_padding, {PADDING}),
+        (generous, {FLOPS}),
+        (off_in_dense, {DISPATCH}),
+        (one_sided, {THRESHOLDS, STARVING}),
+    ],
+)
+def test_what_is_broken_is_named(sabotage, caught):
+    model = calibrated()
+    assert failing(model, ids(8, 64)) == set()
+    sabotage(model)
+    assert failing(model, ids(8, 64)) == caught
+
+
+def test_a_model_that_computes_nan_is_not_passed():
+    model = gpt2()
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] = torch.nan
+    assert {FUTURE, ROWS, CACHE, PADDING} <= failing(model, ids(2, 16))
+
+
+def test_the_model_itself_is_left_as_it_was():
+    model = gpt2().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    audit(model, ids(2, 16))
+    assert model.training
+    assert model.dtype == torch.float32
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(ValueError, match=r"at least two rows of eight tokens, got \(1, 64\)"):
+        audit(gpt2(), ids(1, 64))
+
+
+def test_what_is_neither_a_folder_nor_a_recipe_is_answered_with_the_recipes(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere is neither a folder .* recipes: chiar, full_attention"):
+        subject("nowhere")
+    gpt2().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="--data is encoded with the tokenizer of a run"):
+        subject(str(tmp_path), data="text.txt")
+
+
+def test_a_folder_of_transformers_is_read_with_its_weights_or_without(tmp_path):
+    original = gpt2()
+    original.save_pretrained(tmp_path)
+    model, input_ids = subject(str(tmp_path))
+    assert torch.equal(model.transformer.wte.weight, original.transformer.wte.weight)
+    assert input_ids.shape == (8, 128)
+    (tmp_path / "model.safetensors").unlink()
+    model, _ = subject(str(tmp_path))
+    assert isinstance(model, GPT2LMHeadModel)
