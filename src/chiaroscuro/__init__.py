@@ -7,6 +7,9 @@ from chiaroscuro.modeling import (
     ChiarForSequenceClassification,
     ChiarModel,
     RoutingTrace,
+    load_retrofitted,
+    retrofit,
+    set_share,
 )
 from chiaroscuro.routing import RoutedMixer, calibrate
 
@@ -21,4 +24,7 @@ __all__ = [
     "RoutedMixer",
     "RoutingTrace",
     "calibrate",
+    "load_retrofitted",
+    "retrofit",
+    "set_share",
 ]

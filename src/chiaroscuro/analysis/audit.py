@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from chiaroscuro.flops import executed_forward_flops
-from chiaroscuro.routing import HIGH_QUANTILE, LOW_QUANTILE, RoutedMixer, Routing, starving, utilisation
+from chiaroscuro.routing import RoutedMixer, Routing, starving, utilisation
 
 ROWS, TOKENS = 3, 40  # what the checks that take a gradient per token look at
 SAME = 1e-6  # in standard deviations of the outputs; the models are run in float64, some round to float32 on their way
@@ -89,6 +89,7 @@ def _embedded(model: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
     return embeds_BTD, out_BTV @ mixture_V.to(out_BTV.device)
 
 
+@torch.enable_grad()
 def _no_later_token(model: nn.Module, ids_BT: Tensor) -> Verdict:
     """By gradient, and for choices, which have none, by exchanging what comes later."""
     ids_BT = _few(ids_BT)
@@ -110,6 +111,7 @@ def _no_later_token(model: nn.Module, ids_BT: Tensor) -> Verdict:
     return True, f"{T - 1} gradients are zero behind their token"
 
 
+@torch.enable_grad()
 def _no_other_row(model: nn.Module, ids_BT: Tensor) -> Verdict:
     ids_BT = _few(ids_BT)
     B = len(ids_BT)
@@ -200,7 +202,7 @@ def _thresholds_fit(model: nn.Module, ids_BT: Tensor) -> Verdict:
 
     def look(router: Any, args: tuple[Tensor, ...]) -> None:
         score = router.score(*args[:2]).flatten()
-        for quantile, threshold in zip((LOW_QUANTILE, HIGH_QUANTILE), router.thresholds, strict=True):
+        for quantile, threshold in zip(router.quantiles, router.thresholds, strict=True):
             share = float((score < threshold).double().mean())
             apart[f"layer {router.layer + 1}: {share:.2f} of tokens below the threshold for {quantile:.2f}"] = abs(
                 share - quantile

@@ -28,6 +28,7 @@ class Context:
     spectrum_BTP: the packed DCT of the tokens (`chiaroscuro.ops.packed_dct`), when it has been computed already.
     state: tensors the mixer keeps between calls, each with the batch as first axis; it reads and replaces its own
         entries. None: nothing precedes these tokens and nothing need be kept.
+    cache: a cache of transformers instead, for operators made of its modules.
     """
 
     positions_BT: Tensor | None = None
@@ -38,6 +39,7 @@ class Context:
     routed_BT: Tensor | None = None
     spectrum_BTP: Tensor | None = None
     state: dict[str, Tensor] | None = None
+    cache: Any = None
 
 
 NO_CONTEXT = Context()

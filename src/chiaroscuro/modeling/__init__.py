@@ -7,6 +7,7 @@ from chiaroscuro.modeling.heads import ChiarForCausalLM, ChiarForMixedTasks, Chi
 from chiaroscuro.modeling.layer import RoutingTrace
 from chiaroscuro.modeling.model import ChiarModel
 from chiaroscuro.modeling.recipes import RECIPES
+from chiaroscuro.modeling.retrofit import load_retrofitted, retrofit, set_share
 
 AutoConfig.register("chiaroscuro", ChiarConfig, exist_ok=True)
 AutoModel.register(ChiarConfig, ChiarModel, exist_ok=True)
@@ -21,4 +22,7 @@ __all__ = [
     "ChiarForSequenceClassification",
     "ChiarModel",
     "RoutingTrace",
+    "load_retrofitted",
+    "retrofit",
+    "set_share",
 ]

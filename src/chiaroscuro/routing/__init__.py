@@ -1,15 +1,13 @@
 """Who goes where: routers, their calibration, the MetaRouter, collapse, and the dispatch of tokens to operators."""
 
-from chiaroscuro.routing.calibration import HIGH_QUANTILE, LOW_QUANTILE, Calibration, calibrate, noise_thresholds
+from chiaroscuro.routing.calibration import Calibration, calibrate, noise_thresholds
 from chiaroscuro.routing.collapse import starving, utilisation, utilisation_entropy
 from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatch
 from chiaroscuro.routing.force import forced
 from chiaroscuro.routing.meta import MetaRouter
-from chiaroscuro.routing.router import ROUTERS, Router, ThresholdRouter, check_thresholds, router_class
+from chiaroscuro.routing.router import ROUTERS, Router, ShareRouter, ThresholdRouter, check_thresholds, router_class
 
 __all__ = [
-    "HIGH_QUANTILE",
-    "LOW_QUANTILE",
     "ROUTERS",
     "Calibration",
     "Dispatch",
@@ -17,6 +15,7 @@ __all__ = [
     "RoutedMixer",
     "Router",
     "Routing",
+    "ShareRouter",
     "ThresholdRouter",
     "calibrate",
     "check_thresholds",

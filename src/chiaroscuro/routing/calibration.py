@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from chiaroscuro.mixers import Mixer
 from chiaroscuro.ops import noise_entropy
 
-LOW_QUANTILE, HIGH_QUANTILE = 1 / 3, 2 / 3
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -43,7 +41,8 @@ def noise_thresholds(D: int) -> tuple[float, float]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) -> list[Calibration]:
-    """Set the thresholds of every threshold router to the 33rd and 67th percentile of what it sees on `input_ids_BT`.
+    """Set the thresholds of every threshold router to its quantiles, the 33rd and 67th percentile, of what it sees on
+    `input_ids_BT`.
 
     One forward pass does all layers: a router's thresholds are set before it decides, so each layer sees the input
         that the calibrated layers below it produce. `input_ids_BT` should be held-out text without padding, at least
@@ -54,7 +53,7 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
 
     def set_thresholds(router: Any, args: tuple[Tensor, ...]) -> None:
         score = router.score(*args[:2]).flatten().double()
-        low, high = torch.quantile(score, score.new_tensor([LOW_QUANTILE, HIGH_QUANTILE])).tolist()
+        low, high = torch.quantile(score, score.new_tensor(router.quantiles)).tolist()
         router.set_thresholds(low, high)
         found.append(Calibration(router.layer, low, high, float(score.mean()), float(score.std(correction=0))))
 

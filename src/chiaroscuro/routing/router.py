@@ -82,6 +82,11 @@ class ThresholdRouter(Router):
         check_thresholds(low, high)
         self.thresholds.copy_(self.thresholds.new_tensor((low, high)))
 
+    @property
+    def quantiles(self) -> tuple[float, float]:
+        """Where calibration puts the thresholds: the paper's thirds."""
+        return 1 / 3, 2 / 3
+
     def score(self, x_BTD: Tensor, entropy_BT: Tensor) -> Tensor:
         """What is held against the thresholds, (B, T)."""
         return entropy_BT
@@ -96,6 +101,17 @@ class ThresholdRouter(Router):
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         choice_BT = self.choose(self.score(x_BTD, entropy_BT))
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
+
+
+class ShareRouter(ThresholdRouter):
+    """A threshold between two operators, calibrated so that the second gets `share` of the tokens, those with the
+    highest entropy."""
+
+    share: float = 1.0
+
+    @property
+    def quantiles(self) -> tuple[float, float]:
+        return 1.0 - self.share, 1.0 - self.share
 
 
 class LearnedRouter(ThresholdRouter):

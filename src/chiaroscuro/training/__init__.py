@@ -6,13 +6,14 @@ from chiaroscuro.training.mixed import prepare, task_of
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.run import train
 from chiaroscuro.training.task import LanguageModelling, Task
-from chiaroscuro.training.trainer import Diverged
+from chiaroscuro.training.trainer import Diverged, ShareSchedule
 
 __all__ = [
     "RESULTS",
     "Diverged",
     "LanguageModelling",
     "Run",
+    "ShareSchedule",
     "Task",
     "TrainingPlan",
     "compare",

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from chiaroscuro.modeling import set_share
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.routing import ThresholdRouter, calibrate, utilisation, utilisation_entropy
 
@@ -85,6 +86,25 @@ class ThresholdRefresh(TrainerCallback):
         if state.global_step % self.every == 0:
             model: nn.Module = kwargs["model"]
             calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers=state.global_step == 0)
+
+
+class ShareSchedule(TrainerCallback):
+    """Lowers the share of tokens that a retrofitted model (`chiaroscuro.retrofit`) attends for, evenly from one to
+    `share` over the first `steps` steps, and finds the thresholds for it on held-out text every `every` steps."""
+
+    def __init__(self, input_ids_BT: Tensor, share: float, steps: int, every: int = 20):
+        self.input_ids_BT = input_ids_BT
+        self.share = share
+        self.steps = steps
+        self.every = every
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step % self.every == 0:
+            done = min(1.0, (state.global_step + self.every) / self.steps)
+            model: PreTrainedModel = kwargs["model"]
+            set_share(model, 1.0 - (1.0 - self.share) * done, self.input_ids_BT.to(model.device))
 
 
 class MetricsFile(TrainerCallback):

@@ -1,0 +1,212 @@
+"""Routed attention in models of transformers: the same at a share of one, sound at any other, saved and loaded.
+
+Shapes: B batch, T tokens.
+"""
+
+import copy
+
+import pytest
+import torch
+from tests.helpers import VOCAB, ids
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from chiaroscuro import load_retrofitted, retrofit, set_share
+from chiaroscuro.analysis import audit
+from chiaroscuro.flops import executed_forward_flops
+from chiaroscuro.routing import ShareRouter
+
+SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "bos_token_id": 0}
+SIZES |= {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 256, "eos_token_id": None}
+SIZES |= {"pad_token_id": 0}
+BUILT = {
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config,
+        {"n_positions": 256, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    ),
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
+    "cohere": (CohereForCausalLM, CohereConfig, {}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 8, "sliding_window": 16}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 16}),
+    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
+}
+every_model = pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])
+
+
+def build(name, **fields):
+    """Weights far enough from their start that attention matters."""
+    cls, config, own = BUILT[name]
+    torch.manual_seed(0)
+    model = cls(config(**(SIZES | own | fields))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def half(name="llama", light="dct", **fields):
+    """Half of the tokens of two layers go to attention, the others through a spectral filter that does something."""
+    model = retrofit(build(name, **fields), light=light)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("filter"):
+                parameter.normal_()
+    set_share(model, 0.5, ids(4, 96))
+    return model
+
+
+@every_model
+@pytest.mark.parametrize("light", ["none", "dct"])
+def test_nothing_changes_until_the_share_is_lowered(name, light):
+    model = build(name)
+    before = model(ids(2, 40)).logits
+    names = set(model.state_dict())
+    assert retrofit(model, light=light) is model
+    assert torch.equal(model(ids(2, 40)).logits, before)
+    assert names <= set(model.state_dict())
+    set_share(model, 0.5, ids(4, 96))
+    assert not torch.allclose(model(ids(2, 40)).logits, before, atol=1e-2)
+    set_share(model, 1.0, ids(4, 96))
+    assert torch.equal(model(ids(2, 40)).logits, before)
+
+
+@every_model
+def test_a_retrofitted_model_passes_the_audit(name):
+    found = {finding.check: finding for finding in audit(half(name), ids(6, 96))}
+    assert {check for check, finding in found.items() if not finding.holds} == {"planned FLOPs are executed"}
+    assert found["planned FLOPs are executed"].holds is None
+
+
+@every_model
+def test_the_share_is_that_of_the_tokens_and_of_the_flops(name):
+    model, text = retrofit(build(name)), ids(8, 128)
+    whole = executed_forward_flops(model, text)
+    shares, spent = [], {}
+    for layer in model.modules():
+        if isinstance(layer, ShareRouter):
+            layer.register_forward_hook(lambda _, args, gates: shares.append(float(gates[..., 1].mean())))
+    for share in (0.75, 0.25, 0.0):
+        set_share(model, share, text)
+        shares.clear()
+        spent[share] = executed_forward_flops(model, text) / whole
+        assert shares == pytest.approx([share, share], abs=0.01)
+    assert 1.0 > spent[0.75] > spent[0.25] > spent[0.0]
+
+
+@every_model
+@pytest.mark.parametrize("way", [{}, {"cache_implementation": "static"}, {"num_beams": 3}])
+def test_generation_through_a_cache_is_that_without(name, way):
+    model = half(name).double()
+    prompt = ids(2, 12).clamp_min(1)
+    expected = model.generate(
+        prompt, max_new_tokens=10, do_sample=False, use_cache=False, num_beams=way.get("num_beams", 1)
+    )
+    assert torch.equal(model.generate(prompt, max_new_tokens=10, do_sample=False, **way), expected)
+
+
+@every_model
+def test_padded_prompts_generate_what_they_do_alone(name):
+    model = half(name).double()
+    prompts = ids(2, 12).clamp_min(1)
+    prompts[1, :5] = 0
+    found = model.generate(prompts, attention_mask=(prompts > 0).long(), max_new_tokens=8, do_sample=False)
+    assert torch.equal(found[1:, 5:], model.generate(prompts[1:, 5:], max_new_tokens=8, do_sample=False))
+
+
+@every_model
+def test_saved_and_loaded(name, tmp_path):
+    model = half(name)
+    model.save_pretrained(tmp_path)
+    loaded = load_retrofitted(tmp_path)
+    assert type(loaded).__name__ == type(model).__name__
+    assert torch.equal(loaded(ids(2, 40)).logits, model(ids(2, 40)).logits)
+    # Without this library it is the model it was, weights and all.
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    set_share(model, 1.0, ids(4, 96))
+    assert torch.equal(plain(ids(2, 40)).logits, model(ids(2, 40)).logits)
+    copied = copy.deepcopy(loaded)
+    assert torch.equal(copied(ids(2, 40)).logits, loaded(ids(2, 40)).logits)
+
+
+@every_model
+def test_every_weight_learns_with_and_without_checkpointing(name):
+    gradients = []
+    for checkpointing in (False, True):
+        model = half(name).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(ids(2, 40), labels=ids(2, 40), use_cache=False).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients[-1].values())
+    for parameter_name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][parameter_name], gradient, msg=parameter_name)
+
+
+def test_layers_are_chosen_by_index():
+    model = retrofit(build("llama"), layers=[0, 3])
+    assert [router.layer for router in model.modules() if isinstance(router, ShareRouter)] == [0, 3]
+    assert model.config.chiaroscuro == {"layers": [0, 3], "light": "none", "share": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "complaint"),
+    [
+        ("llama", {"layers": [1, 4]}, r"layers must be some of \[0, 1, 2, 3\], got \[1, 4\]"),
+        ("llama", {"layers": []}, "layers must be some of"),
+        ("llama", {"light": "rbf"}, "unknown light operator 'rbf'; known: none, dct"),
+        ("cohere", {}, "computes its attention in another way"),
+        ("gemma2", {}, "attends within a window of 16 tokens"),
+        ("mistral", {}, "attends within a window of 16 tokens"),
+        ("gpt_neox", {}, "has no attention built as Llama's or GPT-2's"),
+    ],
+)
+def test_what_cannot_be_retrofitted_is_refused_and_left_as_it_was(name, arguments, complaint):
+    model = build(name)
+    before, names = model(ids(2, 24)).logits, set(model.state_dict())
+    with pytest.raises(ValueError, match=complaint):
+        retrofit(model, **arguments)
+    assert set(model.state_dict()) == names
+    assert not hasattr(model.config, "chiaroscuro")
+    assert torch.equal(model(ids(2, 24)).logits, before)
+
+
+def test_misuse_is_answered(tmp_path):
+    model = build("llama")
+    with pytest.raises(ValueError, match="was not retrofitted"):
+        set_share(model, 0.5, ids(2, 24))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="was not retrofitted"):
+        load_retrofitted(tmp_path)
+    retrofit(model)
+    with pytest.raises(ValueError, match="was retrofitted before"):
+        retrofit(model)
+    with pytest.raises(ValueError, match=r"share must lie in \[0, 1\], got 1.5"):
+        set_share(model, 1.5, ids(2, 24))
+
+
+def test_texts_packed_into_one_row_are_refused():
+    model = half("llama")
+    mask = torch.ones(24, 24, dtype=torch.bool).tril()
+    mask[12:, :12] = False
+    with pytest.raises(ValueError, match="no windows and no packed texts"):
+        model(ids(1, 24), attention_mask=mask[None, None])
