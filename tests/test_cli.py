@@ -190,3 +190,16 @@ def test_audit_passes_a_run_and_names_what_fails(call, run, tmp_path):
         code, out, _ = call("audit", broken)
     assert code == 1
     assert re.search(r"no output depends on later\s*│ FAILS", out)
+
+
+def test_eval_with_a_stride_says_so_and_is_refused_for_a_bad_one(call, run):
+    code, out, _ = call("eval", run, "--stride", 8, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["window"], found["stride"]) == (33, 8)
+    whole = json.loads(call("eval", run, "--json")[1])
+    assert found["perplexity"] == pytest.approx(whole["perplexity"], rel=0.1)
+    assert found["perplexity"] != whole["perplexity"]
+    code, _, error = call("eval", run, "--stride", 33)
+    assert code == 2
+    assert "stride must be at least 1 and less than the window of 33 tokens" in error

@@ -149,29 +149,39 @@ def compare(
     print(f"  chiaroscuro eval {out / recipe}")
 
 
-@app.command("eval", epilog="Example: chiaroscuro eval runs/mine --data other.txt")
+@app.command("eval", epilog="Example: chiaroscuro eval runs/mine --data other.txt --stride 64")
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="another text than the run's own")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    stride: Annotated[
+        int | None,
+        typer.Option(help="tokens by which a sliding window moves; default: windows side by side, as in results.json"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity, bits per byte and operator shares on held-out text."""
     from dataclasses import asdict
 
-    from chiaroscuro.data import SPLITS
-    from chiaroscuro.training import task_of
+    from chiaroscuro.data import SPLITS, token_bytes
+    from chiaroscuro.evaluation import evaluate_sliding
+    from chiaroscuro.training import LanguageModelling, task_of
 
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
     loaded = load(run)
     task = task_of(loaded, data)
-    measured = {
-        name: value
-        for name, value in asdict(task.measure(loaded.model, split, not as_json)).items()
-        if value is not None
-    }
-    show({"recipe": loaded.model.config.recipe, "split": split} | measured, as_json)
+    report: dict[str, Any] = {"recipe": loaded.model.config.recipe, "split": split}
+    if stride is None:
+        found = task.measure(loaded.model, split, not as_json)
+    elif isinstance(task, LanguageModelling):
+        window = task.windows[split].length
+        sizes = token_bytes(task.tokenizer)
+        found = evaluate_sliding(loaded.model, task.tokens[split], sizes, window, stride, show_progress=not as_json)
+        report |= {"window": window, "stride": stride}
+    else:
+        raise ValueError(f"{run} holds a classifier; --stride is for language models")
+    show(report | {name: value for name, value in asdict(found).items() if value is not None}, as_json)
 
 
 @app.command(epilog='Example: chiaroscuro generate runs/mine "To be" --tokens 60')

@@ -22,6 +22,8 @@ OF_A_RUN = {
     "train_seconds": ("training seconds", "{:.0f}"),
     "tokens_per_second": ("tokens per second", "{:,.0f}"),
     "tokens": ("tokens", "{:,}"),
+    "window": ("tokens of a window", "{:,}"),
+    "stride": ("stride of the window", "{:,}"),
 }
 
 OF_A_WORD_CLASS = {

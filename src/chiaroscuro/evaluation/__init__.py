@@ -2,5 +2,6 @@
 
 from chiaroscuro.evaluation.classification import evaluate_classifier
 from chiaroscuro.evaluation.perplexity import Evaluation, evaluate, unigram_perplexity
+from chiaroscuro.evaluation.sliding import evaluate_sliding
 
-__all__ = ["Evaluation", "evaluate", "evaluate_classifier", "unigram_perplexity"]
+__all__ = ["Evaluation", "evaluate", "evaluate_classifier", "evaluate_sliding", "unigram_perplexity"]
