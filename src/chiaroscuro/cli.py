@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 
 from chiaroscuro import tables
@@ -47,7 +48,7 @@ def main() -> None:
         app()
     except (ValueError, OSError) as error:
         print(f"chiaroscuro: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 @app.callback()
@@ -60,6 +61,7 @@ def quiet() -> None:
 
 @app.command(epilog="Example: chiaroscuro train --recipe chiar --data my.txt --steps 1000 --out runs/mine")
 def train(
+    context: typer.Context,
     recipe: Annotated[str, typer.Option(help="the name of a recipe")] = "chiar",
     task: TaskName = "lm",
     data: Annotated[
@@ -86,11 +88,11 @@ def train(
     ] = None,
     eval_tokens: Annotated[int | None, typer.Option(help="held-out tokens to measure on; default: all")] = None,
     save_every: Annotated[int | None, typer.Option(help="steps between checkpoints; default: none")] = None,
-    resume: Annotated[bool, typer.Option(help="go on from the last checkpoint in --out")] = False,
+    resume: Annotated[bool, typer.Option(help="go on with the run in --out, by its own plan")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one model and leave a run folder."""
-    from chiaroscuro.training import TrainingPlan, prepare, train
+    from chiaroscuro.training import TrainingPlan, prepare, started_plan, train
 
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on in")
@@ -111,6 +113,8 @@ def train(
         save_every=save_every,
         fields={"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads},
     )
+    if resume and out is not None and not given(context) - {"out", "resume", "as_json"}:
+        plan = started_plan(out)
     results = train(plan, prepare(plan), out or free_folder(recipe), resume)
     show(results, as_json)
 
@@ -437,6 +441,11 @@ def report(
     text = studies.report([study for study in studies.STUDIES.values() if study.name != "smoke"], results, page)
     page.write_text(text)
     print(f"written to {page}")
+
+
+def given(context: typer.Context) -> set[str]:
+    """The options that were written on the command line."""
+    return {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
 
 
 def free_folder(name: str) -> Path:

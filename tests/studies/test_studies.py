@@ -13,7 +13,6 @@ import pytest
 
 from chiaroscuro import studies
 from chiaroscuro.studies import STUDIES, Arm, Places, Study, draw, markdown, rows, run_study
-from chiaroscuro.studies.worker import curve
 from chiaroscuro.training import TrainingPlan
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -205,18 +204,6 @@ def test_a_damaged_result_is_named(study, places):
     file.write_text(file.read_text()[:100])
     with pytest.raises(ValueError, match=f"{file} is damaged"):
         run_study(small, places, 1)
-
-
-def test_a_curve_keeps_the_last_of_a_step_and_drops_a_torn_line(tmp_path):
-    lines = [
-        '{"step": 1, "loss": 3.0}',
-        '{"step": 2, "loss": 2.5}',
-        '{"step": 2, "loss": 2.0}',
-        '{"step": 9, "train_loss": 1}',
-        '{"step": 3, "lo',
-    ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert curve(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)

@@ -1,8 +1,9 @@
-"""What a run folder says of the program that made it."""
+"""What a run folder says of the program that made it, and its metrics."""
 
+import json
 import subprocess
 
-from chiaroscuro.training.folder import commit_of
+from chiaroscuro.training.folder import commit_of, cut_metrics
 
 
 def test_the_commit_is_marked_when_the_source_was_changed_and_not_when_results_were_written(tmp_path):
@@ -24,3 +25,17 @@ def test_the_commit_is_marked_when_the_source_was_changed_and_not_when_results_w
     assert commit_of(source) == clean
     (source / "more.py").write_text("b")
     assert commit_of(source) == f"{clean}-dirty"
+
+
+def test_metrics_are_cut_back_to_a_step_and_to_whole_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0 / step}) + "\n" for step in range(1, 6)]
+    path.write_text("".join(lines) + '{"step": 6, "lo')
+    cut_metrics(path, 9)
+    assert path.read_text() == "".join(lines)
+    cut_metrics(path, 3)
+    assert path.read_text() == "".join(lines[:3])
+    cut_metrics(path, 0)
+    assert path.read_text() == ""
+    cut_metrics(tmp_path / "none.jsonl", 3)
+    assert not (tmp_path / "none.jsonl").exists()

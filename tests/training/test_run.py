@@ -116,15 +116,6 @@ def test_a_run_is_not_resumed_by_another_plan(plan, tmp_path):
     assert (tmp_path / "run" / "results.json").read_text() == results
 
 
-def test_a_torn_checkpoint_is_passed_over(plan, tmp_path):
-    plan = replace(plan, save_every=4)
-    task = prepare(plan)
-    train(plan, task, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "checkpoint-8" / "trainer_state.json").unlink()
-    train(plan, task, tmp_path / "run", resume=True)
-    assert [step for step, _ in curve(tmp_path / "run")] == [*range(1, 9), *range(5, 9)]
-
-
 def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan, tmp_path):
     train(plan, prepare(plan), tmp_path / "run")
     run = load_run(tmp_path / "run")

@@ -9,7 +9,6 @@ study as it is declared is seen from the plan inside it.
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -147,8 +146,6 @@ def _run_all(runs: list[StudyRun], places: Places, processes: int) -> dict[str, 
 def _run_one(run: StudyRun, places: Places, threads: int) -> bool:
     """Whether the run's process finished and left its result."""
     folder = places.work / run.name
-    if folder.exists() and not any(folder.glob("checkpoints/checkpoint-*/trainer_state.json")):
-        shutil.rmtree(folder)
     plan = places.work / f"{run.name}.plan.json"
     write_json(plan, asdict(run.plan))
     command = [sys.executable, "-m", "chiaroscuro.studies.worker", str(plan), str(folder), str(places.result(run))]

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from chiaroscuro.training import Diverged, TrainingPlan, prepare, read_json, train, write_json
+from chiaroscuro.training import METRICS, PLAN, Diverged, TrainingPlan, prepare, read_json, train, write_json
 
 CURVE = ("step", "loss", "routing", "utilisation_entropy")
 
@@ -18,19 +18,18 @@ def run(plan_file: Path, folder: Path, result_file: Path) -> None:
     curve. That a run diverged is a result too."""
     logging.set_verbosity_error()
     plan = TrainingPlan(**read_json(plan_file))
-    resume = folder.exists()
+    resume = (folder / PLAN).exists()
     try:
         results = train(plan, prepare(plan), folder, resume)
     except Diverged as error:
         results = {"diverged": str(error), "plan": asdict(plan)}
-    write_json(result_file, results | {"curve": curve(folder / "metrics.jsonl")})
+    write_json(result_file, results | {"curve": curve(folder / METRICS)})
 
 
 def curve(metrics: Path) -> list[dict[str, Any]]:
-    """The logs of training, one per step; of a step that was logged twice, before and after a kill, the last."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
-    by_step = {line["step"]: line for line in lines if "loss" in line}
-    return [{name: line[name] for name in CURVE if name in line} for _, line in sorted(by_step.items())]
+    """The logs of training."""
+    lines = map(json.loads, metrics.read_text().splitlines())
+    return [{name: line[name] for name in CURVE if name in line} for line in lines if "loss" in line]
 
 
 if __name__ == "__main__":

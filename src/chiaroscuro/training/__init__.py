@@ -1,19 +1,33 @@
 """Training runs and the folders they leave."""
 
 from chiaroscuro.training.compare import compare
-from chiaroscuro.training.folder import RESULTS, Run, load_run, new_run_folder, read_json, versions, write_json
+from chiaroscuro.training.folder import (
+    METRICS,
+    PLAN,
+    RESULTS,
+    Run,
+    load_run,
+    new_run_folder,
+    read_json,
+    versions,
+    write_json,
+)
 from chiaroscuro.training.mixed import prepare, task_of
 from chiaroscuro.training.plan import TrainingPlan
-from chiaroscuro.training.run import train
+from chiaroscuro.training.run import Stopped, started_plan, train
 from chiaroscuro.training.task import LanguageModelling, Task
-from chiaroscuro.training.trainer import Diverged, ShareSchedule
+from chiaroscuro.training.trainer import Diverged, NotSaved, ShareSchedule
 
 __all__ = [
+    "METRICS",
+    "PLAN",
     "RESULTS",
     "Diverged",
     "LanguageModelling",
+    "NotSaved",
     "Run",
     "ShareSchedule",
+    "Stopped",
     "Task",
     "TrainingPlan",
     "compare",
@@ -21,6 +35,7 @@ __all__ = [
     "new_run_folder",
     "prepare",
     "read_json",
+    "started_plan",
     "task_of",
     "train",
     "versions",

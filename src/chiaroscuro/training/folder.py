@@ -93,6 +93,20 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def cut_metrics(path: Path, step: int) -> None:
+    """Take out of a file of metrics what was logged after `step`, and a last line that is not whole."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on, and the command that made it."""
     return {

@@ -6,6 +6,7 @@ from typing import Any
 from chiaroscuro.modeling import ChiarConfig
 from chiaroscuro.modeling.recipes import recipe_named
 
+LOGS_PER_RUN = 50
 # A model that learns something of a play in a minute on two cores.
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 
@@ -60,6 +61,13 @@ class TrainingPlan:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two logs, some fifty in all. A log is a mean over the steps since the last one, so each
+        checkpoint has to come with a log if the curve of a resumed run is to be that of a whole one."""
+        most = max(1, self.steps // LOGS_PER_RUN)
+        return most if self.save_every is None else max(n for n in range(1, most + 1) if self.save_every % n == 0)
 
     def config(self, fields: dict[str, Any]) -> ChiarConfig:
         """The model's configuration, given the fields that follow from the data."""

@@ -1,60 +1,78 @@
 """Train a model by a plan, measure it on held-out text, and leave a run folder."""
 
 import json
+import signal
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from chiaroscuro.flops import flops_ratios
 from chiaroscuro.routing import calibrate
+from chiaroscuro.training.checkpoints import discard_drafts, last_whole, steps_of
 from chiaroscuro.training.folder import (
     CHECKPOINTS,
     METRICS,
     PLAN,
     RESULTS,
+    cut_metrics,
     new_run_folder,
     read_json,
     versions,
     write_json,
 )
 from chiaroscuro.training.plan import TrainingPlan
+from chiaroscuro.training.stop import StopAtSignal
 from chiaroscuro.training.task import Task
 from chiaroscuro.training.trainer import Bar, MetricsFile, RoutingTrainer, ThresholdRefresh
 
-LOGS_PER_RUN = 50
+
+class Stopped(ValueError):
+    """A run was stopped from outside, and saved. exit_code: as of a process that the signal ended."""
+
+    def __init__(self, name: str, complaint: str):
+        super().__init__(f"stopped by {name} {complaint}")
+        self.exit_code = 128 + signal.Signals[name]
 
 
 def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> dict[str, Any]:
     """Train, measure on the held-out splits, and write the run folder `out`. Returns what `results.json` holds: loss,
     perplexity, accuracy and routing are those of the test split, `validation` holds what may be chosen by.
 
-    One seed gives the same loss curve on the same machine. With `resume` the last checkpoint in `out` is continued.
-    Raises ValueError for a folder that would be overwritten, and when there is nothing to resume.
+    One seed gives the same loss curve on the same machine. With `resume` the run in `out` goes on from its last
+    checkpoint that is whole, and its curve becomes that of a run which was never stopped. SIGTERM and Ctrl-C let it
+    save first. Raises ValueError for a folder that would be overwritten, when there is nothing to resume, and when it
+    was stopped; OSError when it cannot be saved.
     """
     config = plan.config(task.fields())
-    checkpoint = _last_checkpoint(out) if resume else None
-    if resume:
-        _check_same_plan(plan, read_json(out / PLAN))
-    else:
+    checkpoint = _go_on(plan, out) if resume else None
+    if not resume:
         write_json(new_run_folder(out) / PLAN, asdict(plan))
-    done = 0 if checkpoint is None else _steps(checkpoint)
+    done = 0 if checkpoint is None else steps_of(checkpoint)
     set_seed(plan.seed)
     model = task.build(config)
-    bar = Bar(plan.recipe)
-    trainer = _trainer(plan, model, task, out, bar)
+    bar, stop = Bar(plan.recipe), StopAtSignal()
+    trainer = _trainer(plan, model, task, out, [bar, stop])
     start = time.perf_counter()
     if checkpoint is None or done < plan.steps:
         try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with stop.listening():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             bar.progress.stop()
     else:
         # Stopped between the last checkpoint and the results; the Trainer would take a step too many.
         model = type(model).from_pretrained(checkpoint)
+    if trainer.state.global_step < plan.steps and stop.name is not None:
+        raise Stopped(
+            stop.name,
+            f"after step {trainer.state.global_step} of {plan.steps}, which is saved; to go on: "
+            f"chiaroscuro train --out {out} --resume",
+        )
     seconds = time.perf_counter() - start
     calibrate(model, task.calibration_text().to(model.device))
 
@@ -91,28 +109,36 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> di
     return results
 
 
-def _last_checkpoint(out: Path) -> Path:
-    """The newest whole checkpoint: the Trainer writes `trainer_state.json` after everything else."""
-    whole = [state.parent for state in (out / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")]
-    if not whole:
-        raise ValueError(f"nothing to resume in {out}: it holds no checkpoint (train with --save-every)")
-    return max(whole, key=_steps)
+def _go_on(plan: TrainingPlan, out: Path) -> Path | None:
+    """The checkpoint to go on from, None for the beginning; the logs are cut back to it."""
+    _check_same_plan(plan, started_plan(out))
+    checkpoint, complaints = last_whole(out / CHECKPOINTS)
+    for complaint in complaints:
+        warnings.warn(complaint, stacklevel=3)
+    discard_drafts(out / CHECKPOINTS)
+    cut_metrics(out / METRICS, 0 if checkpoint is None else steps_of(checkpoint))
+    return checkpoint
 
 
-def _steps(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
+def started_plan(out: Path) -> TrainingPlan:
+    """The plan of the run in `out`. Raises ValueError when there is none."""
+    if not (out / PLAN).is_file():
+        raise ValueError(f"nothing to resume in {out}: it holds no {PLAN}")
+    return TrainingPlan(**read_json(out / PLAN))
 
 
-def _check_same_plan(plan: TrainingPlan, started: dict[str, Any]) -> None:
-    """A run goes on by the plan it was started by; only how often it saves may differ."""
-    now = json.loads(json.dumps(asdict(plan)))
-    changed = [name for name in now if name != "save_every" and now[name] != started.get(name)]
+def _check_same_plan(plan: TrainingPlan, started: TrainingPlan) -> None:
+    """A run goes on by the plan it was started by."""
+    now, before = (json.loads(json.dumps(asdict(each))) for each in (plan, started))
+    changed = [name for name in now if now[name] != before[name]]
     if changed:
-        differences = ", ".join(f"{name} was {started.get(name)!r} and is {now[name]!r}" for name in changed)
+        differences = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
         raise ValueError(f"the run was started by another plan: {differences}")
 
 
-def _trainer(plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path, bar: Bar) -> RoutingTrainer:
+def _trainer(
+    plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path, callbacks: list[TrainerCallback]
+) -> RoutingTrainer:
     arguments = TrainingArguments(
         output_dir=str(out / CHECKPOINTS),
         max_steps=plan.steps,
@@ -127,10 +153,9 @@ def _trainer(plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path, 
         max_grad_norm=1.0,
         seed=plan.seed,
         data_seed=plan.seed,
-        logging_steps=max(1, plan.steps // LOGS_PER_RUN),
+        logging_steps=plan.log_every,
         save_strategy="no" if plan.save_every is None else "steps",
         save_steps=plan.save_every or plan.steps,
-        save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -144,7 +169,7 @@ def _trainer(plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path, 
         callbacks=[
             ThresholdRefresh(task.calibration_text(), plan.calibrate_every),
             MetricsFile(out / METRICS),
-            bar,
+            *callbacks,
         ],
     )
     trainer.remove_callback(PrinterCallback)

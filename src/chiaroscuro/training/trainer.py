@@ -9,16 +9,22 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chiaroscuro.modeling import set_share
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.routing import ThresholdRouter, calibrate, utilisation, utilisation_entropy
+from chiaroscuro.training.checkpoints import DRAFTS, discard_drafts, last_whole, settle
 
 
 class Diverged(ValueError):
     """Training left the finite numbers."""
+
+
+class NotSaved(OSError):
+    """A checkpoint could not be written; those before it are as they were."""
 
 
 class RoutingTrainer(Trainer):
@@ -53,6 +59,29 @@ class RoutingTrainer(Trainer):
             f"training diverged at step {self.state.global_step + 1} with a learning rate of up to "
             f"{self.args.learning_rate:g}: use a smaller one"
         )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where `_save_checkpoint` writes to: not yet the place where a checkpoint is looked for."""
+        return str(self._checkpoints / DRAFTS)
+
+    @property
+    def _checkpoints(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = self._checkpoints
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                settle(folder, self.state.global_step)
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of these
+            discard_drafts(folder)
+            whole, _ = last_whole(folder)
+            left = "there is none before it" if whole is None else f"the last one is {whole}"
+            raise NotSaved(f"checkpoint of step {self.state.global_step} not saved ({error}): {left}") from error
+        self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         means = {

@@ -1,0 +1,46 @@
+"""Stopping a run from outside: SIGTERM and Ctrl-C let it finish its step and save."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopAtSignal(TrainerCallback):
+    """Saves a checkpoint and ends training after the step in which a signal came. `name`: of that signal, or None."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.name is not None:
+            control.should_save = control.should_training_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While it lasts, the first signal is noted; a second one does what it would have done without this. Outside
+        the main thread, which alone can listen, nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def note(number: int, frame: Any) -> None:
+            self.name = signal.Signals(number).name
+            restore()
+
+        for number in _SIGNALS:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            restore()
