@@ -2,7 +2,7 @@
 
 import pytest
 
-from chiaroscuro import RECIPES, ChiarConfig
+from chiaroscuro import RECIPES, ChiarConfig, ChiarForCausalLM
 
 PAPER = ["v1_full_attention", "v1_three_operator", "v1_dct_attention", "v2_full_attention", "v2", "v2_400m"]
 
@@ -109,3 +109,36 @@ def test_what_does_not_fit_is_refused_with_what_would(fields, complaint):
     if "recipe" not in fields:
         with pytest.raises(ValueError, match=complaint):
             ChiarConfig.from_recipe("chiar", **fields)
+
+
+def test_a_field_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="unknown field of the configuration: hiden_size, num_layers"):
+        ChiarConfig.from_recipe("v2", hiden_size=3, num_layers=2)
+    assert ChiarConfig.from_recipe("v2", num_labels=3, id2label={0: "a", 1: "b", 2: "c"}).num_labels == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"use_cache": "no"}, "use_cache must be true or false, got 'no'"),
+        ({"embedding_norm": 1}, "embedding_norm must be true or false, got 1"),
+        ({"layer_norm_eps": "x"}, "layer_norm_eps must be a number of at least 0, got 'x'"),
+        ({"rope_base": -1.0}, "rope_base must be a number of at least 1, got -1.0"),
+        ({"initializer_range": float("nan")}, "initializer_range must be a number"),
+        ({"dropout": "0.1"}, "dropout must be a number"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(fields, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        ChiarConfig(**fields)
+
+
+def test_layers_and_their_operators_have_to_agree(tmp_path):
+    assert ChiarConfig(layer_operators=[["dct"], ["attention"]]).num_hidden_layers == 2
+    assert ChiarConfig.from_recipe("v1_dct_attention", layer_operators=[["attention"]]).num_hidden_layers == 1
+    with pytest.raises(ValueError, match="num_hidden_layers is 5 and layer_operators lists 1 layers"):
+        ChiarConfig(num_hidden_layers=5, layer_operators=[["attention"]])
+    small = ChiarConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2)
+    ChiarForCausalLM(small).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="num_hidden_layers is 5 and layer_operators lists 3 layers"):
+        ChiarForCausalLM.from_pretrained(tmp_path, num_hidden_layers=5)

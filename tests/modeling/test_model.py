@@ -334,7 +334,16 @@ def test_assisted_decoding_is_refused_and_not_wrong():
         (lambda model: model(torch.tensor([[1, VOCAB]])), f"token id {VOCAB} is outside the vocabulary of {VOCAB}"),
         (lambda model: model(torch.tensor([[1, -1]])), "token id -1 is outside the vocabulary"),
         (lambda model: model(ids(1, 33)), "33 tokens and the model takes at most 32"),
-        (lambda model: model.generate(input_ids=ids(1, 30), max_new_tokens=9, pad_token_id=0), "at most 32"),
+        (lambda model: model.generate(input_ids=ids(1, 33), max_new_tokens=9, pad_token_id=0), "at most 32"),
+        (lambda model: model(ids(2, 5), attention_mask={"chiaroscuro": torch.ones(2, 5)}), r"\(2, 5\), got dict"),
+        (lambda model: model(ids(2, 5), past_key_values=((), ())), "DynamicCache\\(config=model.config\\)"),
+        (lambda model: model(ids(1, 4), cu_seq_lens_q=torch.tensor([0, 2, 4])), "cu_seq_lens_q: several texts packed"),
+        (
+            lambda model: model(
+                ids(1, 5), position_ids=torch.tensor([[0, 0, 1, 0, 1]]), attention_mask=torch.tensor([[0, 1, 1, 1, 1]])
+            ),
+            "packed into one are not supported",
+        ),
         (lambda model: model(ids(2, 5), attention_mask=torch.ones(2, 4)), r"\(2, 5\), got \(2, 4\)"),
         (lambda model: model(ids(2, 5), past_key_values=DynamicCache()), "DynamicCache\\(config=model.config\\)"),
         (

@@ -65,7 +65,9 @@ class AttentionMixer(Mixer):
         among = chosen if self.keys == "routed" else None  # the only tokens that serve as keys; None: all do
         past = seen(context.state)
         usable_BK = self._mark_usable(x_BTD, among, context)
-        if chosen is not None and chosen.Q == 0 and not torch.is_grad_enabled():
+        if context.attentions is not None and self.keys == "routed":
+            raise ValueError("output_attentions: with attention_keys='routed' most keys have no weights")
+        if chosen is not None and chosen.Q == 0 and not torch.is_grad_enabled() and context.attentions is None:
             # Nobody asks. (In training the weights get their zero gradient below.)
             if context.state is not None and among is None:
                 wait(context.state, x_BTD, context.rotary)
@@ -83,6 +85,9 @@ class AttentionMixer(Mixer):
         else:
             visible_BQ = self._visible(x_BTD, chosen, among, past, k.shape[2])
             out = chosen_attention(q, k, v, visible_BQ, usable_BK, self._dropout)
+        if context.attentions is not None:
+            visible_BQ = self._visible(x_BTD, chosen, among, past, k.shape[2])
+            context.attentions.append(_weights(q, k, visible_BQ, usable_BK, chosen))
         out = out.transpose(1, 2).flatten(2)
         return self.out(out if chosen is None else chosen.unpad(out))
 
@@ -156,3 +161,18 @@ class AttentionMixer(Mixer):
 
     def state_size(self, length: int) -> int:
         return 2 * length * self.hidden_size
+
+
+def _weights(q: Tensor, k: Tensor, visible_BQ: Tensor, usable_BK: Tensor | None, chosen: Chosen | None) -> Tensor:
+    """What the queries (B, N, Q, H) make of the keys (B, N, K, H): (B, N, T, K), rows of tokens not chosen zero."""
+    seen_BQK = torch.arange(k.shape[2], device=k.device) < visible_BQ[..., None]
+    if usable_BK is not None:
+        seen_BQK = seen_BQK & usable_BK[:, None]
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen_BQK[:, None], -torch.inf)
+    weights_BNQK = scores.softmax(-1).nan_to_num(0.0)
+    if chosen is None:
+        return weights_BNQK
+    B, T = chosen.mask_BT.shape
+    rows = chosen.unpad(weights_BNQK.transpose(1, 2))
+    everywhere = rows.new_zeros(B * T, *rows.shape[1:]).index_copy(0, chosen.flat_M, rows)
+    return everywhere.unflatten(0, (B, T)).transpose(1, 2)

@@ -5,9 +5,10 @@ Shapes: B batch, T tokens, D model channels, H head channels, M chosen tokens of
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from chiaroscuro.mixers.flops import Flops, Work
@@ -29,6 +30,7 @@ class Context:
     state: tensors the mixer keeps between calls, each with the batch as first axis; it reads and replaces its own
         entries. None: nothing precedes these tokens and nothing need be kept.
     cache: a cache of transformers instead, for operators made of its modules.
+    attentions: where attention puts its weights (B, N, T, K), when somebody wants to see them.
     """
 
     positions_BT: Tensor | None = None
@@ -40,6 +42,20 @@ class Context:
     spectrum_BTP: Tensor | None = None
     state: dict[str, Tensor] | None = None
     cache: Any = None
+    attentions: list[Tensor] | None = None
+
+    def to(self, device: torch.device, **kwargs: Any) -> Self:
+        """The same with what is known of the tokens on another device, for models spread over several; what is
+        remembered and collected stays where it is."""
+        lasting = ("state", "cache", "attentions")
+        moved = {name: getattr(self, name) for name in (field.name for field in fields(self)) if name not in lasting}
+        return replace(self, **{name: _moved(value, device) for name, value in moved.items()})
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, tuple):
+        return tuple(part.to(device) for part in value)
+    return None if value is None else value.to(device)
 
 
 NO_CONTEXT = Context()

@@ -1,6 +1,7 @@
 """The model as transformers sees it: configuration, recipes, layers, cache and heads; importing this registers them."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.heads import ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification
@@ -13,6 +14,8 @@ AutoConfig.register("chiaroscuro", ChiarConfig, exist_ok=True)
 AutoModel.register(ChiarConfig, ChiarModel, exist_ok=True)
 AutoModelForCausalLM.register(ChiarConfig, ChiarForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(ChiarConfig, ChiarForSequenceClassification, exist_ok=True)
+# By the names in this table the Trainer knows that labels are to be shifted, when it computes a loss itself.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ChiarConfig.model_type] = ChiarForCausalLM.__name__
 
 __all__ = [
     "RECIPES",

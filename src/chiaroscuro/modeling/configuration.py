@@ -1,5 +1,9 @@
 """The configuration of a CHIAR-Former."""
 
+import dataclasses
+import math
+import os
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedConfig
@@ -16,6 +20,17 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "meta_router": ("none", "causal", "paper"),
     "feed_forward": ("shared", "per_operator"),
 }
+_SWITCHES = ("embedding_norm", "use_cache", "tie_word_embeddings")
+_NUMBERS = {
+    "rope_base": 1.0,
+    "entropy_dc_weight": 0.0,
+    "collapse_weight": 0.0,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "layer_norm_eps": 0.0,
+    "initializer_range": 0.0,
+}
+LAYERS = 4
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -24,6 +39,15 @@ _SIZES = (
     "max_position_embeddings",
     "rbf_features",
 )
+
+
+REMOTE_MODULE = "modeling_chiaroscuro"
+_REMOTE_CLASSES = {
+    "AutoConfig": "ChiarConfig",
+    "AutoModel": "ChiarModel",
+    "AutoModelForCausalLM": "ChiarForCausalLM",
+    "AutoModelForSequenceClassification": "ChiarForSequenceClassification",
+}
 
 
 class ChiarConfig(PreTrainedConfig):
@@ -55,7 +79,7 @@ class ChiarConfig(PreTrainedConfig):
     recipe: str = "chiar"
     vocab_size: int = 8192
     hidden_size: int = 256
-    num_hidden_layers: int = 4
+    num_hidden_layers: int = None  # type: ignore[assignment]
     num_attention_heads: int = 4
     intermediate_size: int | None = None
     max_position_embeddings: int = 8192
@@ -88,11 +112,12 @@ class ChiarConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         plan = recipe_named(self.recipe).plan
+        if self.num_hidden_layers is None:
+            self.num_hidden_layers = LAYERS if self.layer_operators is None else len(self.layer_operators)
         if self.layer_operators is None:
             _check_size("num_hidden_layers", self.num_hidden_layers)
             self.layer_operators = plan(self.num_hidden_layers)
         self.layer_operators = [list(operators) for operators in self.layer_operators]
-        self.num_hidden_layers = len(self.layer_operators)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         super().__post_init__(**kwargs)
@@ -103,8 +128,14 @@ class ChiarConfig(PreTrainedConfig):
         """The configuration of a recipe; any field may be given, and the plan of layers follows `num_hidden_layers`.
 
         Published thresholds belong to the published width: at another `hidden_size` they are left to calibration.
+        Raises ValueError for names that are no fields.
         """
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)} - {"num_labels"})
+        if unknown:
+            raise ValueError(f"unknown field of the configuration: {', '.join(unknown)}")
         chosen = {"recipe": name} | recipe_named(name).fields | fields
+        if "layer_operators" in fields and "num_hidden_layers" not in fields:
+            chosen.pop("num_hidden_layers", None)
         width = recipe_named(name).fields.get("hidden_size")
         if chosen.get("hidden_size") != width:
             for threshold in ("tau_low", "tau_high"):
@@ -122,6 +153,18 @@ class ChiarConfig(PreTrainedConfig):
         """What transformers builds the cache from: one `RoutedCacheLayer` per layer."""
         return ["chiaroscuro"] * self.num_hidden_layers
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """With a file beside it by which transformers finds the classes for `trust_remote_code=True` where nobody has
+        imported this package, such as in the command line of lm-evaluation-harness."""
+        self.auto_map = {auto: f"{REMOTE_MODULE}.{name}" for auto, name in _REMOTE_CLASSES.items()}
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        names = ", ".join(sorted(_REMOTE_CLASSES.values()))
+        (Path(save_directory) / f"{REMOTE_MODULE}.py").write_text(f"from chiaroscuro import {names}  # noqa: F401\n")
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: transformers would have the sources of this class saved, which cannot be loaded one by one."""
+
     def validate(self) -> None:
         """Raises ValueError for what does not fit. Takes the place of transformers' own validation, which knows only
         its own layer types, and like it is called again before saving."""
@@ -130,7 +173,20 @@ class ChiarConfig(PreTrainedConfig):
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
-        for layer, operators in enumerate(self.layer_operators or ()):
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name, least in _NUMBERS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least {least:g}, got {value!r}")
+        assert self.layer_operators is not None
+        if len(self.layer_operators) != self.num_hidden_layers:
+            raise ValueError(
+                f"num_hidden_layers is {self.num_hidden_layers} and layer_operators lists {len(self.layer_operators)} "
+                "layers: give both, or one of them"
+            )
+        for layer, operators in enumerate(self.layer_operators):
             if not operators:
                 raise ValueError(f"layer {layer} has no operator; give each layer at least one")
             if len(set(operators)) < len(operators):

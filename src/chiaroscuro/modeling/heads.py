@@ -3,12 +3,19 @@
 Shapes: B batch, T tokens, D model channels, V vocabulary.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
 from transformers.utils import can_return_tuple
@@ -34,6 +41,19 @@ class ChiarClassifierOutput(SequenceClassifierOutputWithPast):
 
     routing: tuple[RoutingTrace, ...] | None = None
     meta_gate: Tensor | None = None
+
+
+class _Full(StoppingCriteria):
+    """Ends a generation when there is no position left for its last token to be read at."""
+
+    def __init__(self, room: int):
+        self.room = room
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        full = input_ids.shape[1] > self.room
+        if full:
+            warnings.warn("generation ended at max_position_embeddings", stacklevel=2)
+        return torch.full((len(input_ids),), full, device=input_ids.device)
 
 
 class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
@@ -93,9 +113,26 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
             routing=outputs.routing if output_routing else None,
             meta_gate=outputs.meta_gate,
         )
+
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' own, but it ends where the model takes no more tokens, with a warning."""
+        prompt = kwargs.get("inputs_embeds")
+        before = 0 if prompt is None or inputs is not None or "input_ids" in kwargs else prompt.shape[1]
+        full = _Full(self.config.max_position_embeddings - before)
+        criteria = StoppingCriteriaList([*(stopping_criteria or ()), full])
+        generate: Any = super().generate  # type: ignore[misc]
+        return generate(inputs, generation_config, logits_processor, criteria, **kwargs)
 
     def flops(
         self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None, past: int = 0
@@ -169,6 +206,7 @@ class ChiarForSequenceClassification(ChiarPreTrainedModel):
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
             routing=outputs.routing if output_routing else None,
             meta_gate=outputs.meta_gate,
         )

@@ -99,7 +99,7 @@ class ChiarLayer(GradientCheckpointingLayer):
         they had a choice."""
         before_BTD = hidden_BTD
         states = None if past_key_values is None else past_key_values.layers[self.index].states
-        mixed, routing = self.mixer(self.mixer_norm(hidden_BTD), context, states)
+        mixed, routing = self.mixer(self.mixer_norm(hidden_BTD), context, states=states)
         if self.pre_norm:
             hidden_BTD = hidden_BTD + self.dropout(mixed)
             hidden_BTD = hidden_BTD + self.dropout(self._feed_forward(self.feed_forward_norm(hidden_BTD), routing))

@@ -33,6 +33,10 @@ class ChiarModelOutput(BaseModelOutputWithPast):
     meta_gate: Tensor | None = None
 
 
+_OF_PACKED_TEXTS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+_PACKED = "several texts packed into one are not supported, as operators would mix them; give a row to each"
+
+
 class ChiarPreTrainedModel(PreTrainedModel):
     """Initialisation, and what transformers needs to know about the architecture."""
 
@@ -42,13 +46,17 @@ class ChiarPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = {"thresholds"}
     _no_split_modules = ["ChiarLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "states"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _is_stateful = True  # a running sum cannot be rolled back, so assisted decoding is refused
     _can_record_outputs = {"hidden_states": ChiarLayer}
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: what a folder needs to be loaded with `trust_remote_code` is saved with the configuration."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -67,6 +75,7 @@ class ChiarModel(ChiarPreTrainedModel):
     """Embedding, layers and final norm, without a head."""
 
     def __init__(self, config: ChiarConfig):
+        config.validate()  # fields may have been set since it was made
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = None
@@ -93,19 +102,26 @@ class ChiarModel(ChiarPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_routing: bool = False,
+        output_attentions: bool = False,
         **kwargs: Any,
     ) -> ChiarModelOutput:
         """input_ids (B, T) or inputs_embeds (B, T, D); attention_mask (B, past + T), zero at padding.
 
+        output_attentions: the weights of each layer that has attention, (B, N, T, K), zero for tokens routed elsewhere.
+
         Raises ValueError for token ids outside the vocabulary, a sequence longer than `max_position_embeddings`, a
-        mask of the wrong shape, texts packed into one row, or a cache that was not made for this model.
+        mask of the wrong shape, texts packed into one row, a cache that was not made for this model or holds another
+        batch, and weights of attention asked of routed keys.
         """
+        packed = sorted(_OF_PACKED_TEXTS & set(kwargs))
+        if packed:
+            raise ValueError(f"{', '.join(packed)}: {_PACKED}")
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         B, T = inputs_embeds.shape[:2]
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         cached = _cache_layers(past_key_values)
-        past = cached[0].seen if cached else 0
+        past = _seen(cached, B, attention_mask)
         limit = self.config.max_position_embeddings
         if past + T > limit:
             raise ValueError(
@@ -130,6 +146,7 @@ class ChiarModel(ChiarPreTrainedModel):
             attention_mask=cast(
                 Tensor | None, create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
             ),
+            attentions=[] if output_attentions else None,
         )
 
         meta_gate = None
@@ -144,9 +161,11 @@ class ChiarModel(ChiarPreTrainedModel):
                 traces.append(trace)
         for layer_cache in cached:
             layer_cache.seen += T
+            layer_cache.padded |= attention_mask is not None
         return ChiarModelOutput(
             last_hidden_state=self.norm(hidden_BTD),
             past_key_values=past_key_values,
+            attentions=None if context.attentions is None else tuple(context.attentions),
             routing=tuple(traces) if output_routing else None,
             meta_gate=meta_gate,
         )
@@ -199,20 +218,30 @@ class ChiarModel(ChiarPreTrainedModel):
 
 
 def _cache_layers(cache: Cache | None) -> list[RoutedCacheLayer]:
-    layers = [] if cache is None else [layer for layer in cache.layers if isinstance(layer, RoutedCacheLayer)]
+    layers = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, RoutedCacheLayer)]
     if cache is not None and (not layers or len(layers) < len(cache.layers)):
         raise ValueError("the cache was not made for this model: use DynamicCache(config=model.config)")
     return layers
+
+
+def _seen(cached: list[RoutedCacheLayer], B: int, attention_mask: Any) -> int:
+    """Tokens in the cache."""
+    known = next((layer.rows for layer in cached if layer.rows is not None), B)
+    if known != B:
+        raise ValueError(f"the cache holds {known} rows and {B} are given to go on with")
+    if attention_mask is None and any(layer.padded for layer in cached):
+        raise ValueError("there is padding in the cache: give attention_mask, of its tokens and the new ones")
+    return cached[0].seen if cached else 0
 
 
 def _padding_mask(attention_mask: Tensor | None, B: int, length: int) -> Tensor | None:
     """The mask as booleans, or None when nothing is padding, for which attention has faster kernels."""
     if attention_mask is None:
         return None
-    if attention_mask.shape != (B, length):
+    if not isinstance(attention_mask, Tensor) or attention_mask.shape != (B, length):
+        given = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
         raise ValueError(
-            f"attention_mask must have shape (batch, tokens seen so far and now) = {(B, length)}, got "
-            f"{tuple(attention_mask.shape)}"
+            f"attention_mask must have shape (batch, tokens seen so far and now) = {(B, length)}, got {given}"
         )
     attention_mask = attention_mask.bool()
     return None if attention_mask.all() else attention_mask
@@ -225,11 +254,12 @@ def _positions(
     if position_ids is not None:
         if position_ids.ndim != 2 or position_ids.shape[1] != T:
             raise ValueError(f"position_ids must have shape (batch or 1, {T}), got {tuple(position_ids.shape)}")
-        if attention_mask is None and position_ids.device.type == "cpu" and (position_ids.diff() < 0).any():
-            raise ValueError(
-                "position_ids start again within a row: several texts packed into one are not supported, as operators "
-                "would mix them; give a row to each"
-            )
+        start_again = position_ids.diff() < 0
+        if attention_mask is not None:  # padding may have any position
+            valid_BT = attention_mask[:, past:]
+            start_again = start_again & valid_BT[:, 1:] & valid_BT[:, :-1]
+        if T > 1 and not torch.compiler.is_compiling() and start_again.any():
+            raise ValueError(f"position_ids start again within a row: {_PACKED}")
         return position_ids
     if attention_mask is None:
         return torch.arange(past, past + T, device=device)[None]

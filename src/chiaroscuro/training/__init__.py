@@ -16,7 +16,7 @@ from chiaroscuro.training.mixed import prepare, task_of
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.run import Stopped, started_plan, train
 from chiaroscuro.training.task import LanguageModelling, Task
-from chiaroscuro.training.trainer import Diverged, NotSaved, ShareSchedule
+from chiaroscuro.training.trainer import Diverged, NotSaved, ShareSchedule, ThresholdRefresh
 
 __all__ = [
     "METRICS",
@@ -29,6 +29,7 @@ __all__ = [
     "ShareSchedule",
     "Stopped",
     "Task",
+    "ThresholdRefresh",
     "TrainingPlan",
     "compare",
     "load_run",

@@ -1,0 +1,281 @@
+"""What users of transformers do with a model.
+
+Shapes: B batch, T tokens, K keys, N heads.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+from threading import Thread
+
+import accelerate
+import pytest
+import torch
+from tests.helpers import VOCAB, D, ids, tiny_config, tiny_model
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from chiaroscuro import ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro.data import train_tokenizer
+from chiaroscuro.mixers import Context
+
+routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "full_attention", "v1_three_operator", "v2"])
+every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
+TEXTS = ["The import statement finds a module.", "A class is a mapping of names."] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, 300)
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path):
+    """A language model as a run leaves it, with its tokenizer."""
+    model = tiny_model(vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=0, bos_token_id=0).float()
+    model.save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+ELSEWHERE = """
+import sys, torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
+lm, classifier, again = sys.argv[1:]
+assert "chiaroscuro" not in sys.modules
+AutoConfig.from_pretrained(lm, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(lm, trust_remote_code=True)
+assert AutoModel.from_pretrained(lm, trust_remote_code=True).config.recipe == "chiar"
+torch.save(model(torch.arange(1, 20)[None]).logits, again + "/logits.pt")
+AutoModelForSequenceClassification.from_pretrained(classifier, trust_remote_code=True)
+print(pipeline("text-generation", model=lm, trust_remote_code=True)("The import", max_new_tokens=5, do_sample=False))
+print(pipeline("text-classification", model=classifier, trust_remote_code=True)("The import"))
+model.save_pretrained(again)
+"""
+
+
+def elsewhere(*folders):
+    """A process in which nobody has imported this package."""
+    command = [sys.executable, "-c", ELSEWHERE, *map(str, folders)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folders[-1] / "home")}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=120).stdout
+
+
+def test_a_folder_is_all_that_is_needed_elsewhere_and_what_is_saved_there_again(folder, tokenizer, tmp_path):
+    labelled = ChiarForSequenceClassification(tiny_config(vocab_size=len(tokenizer), num_labels=2, pad_token_id=0))
+    labelled.save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    again = tmp_path / "again"
+    again.mkdir()
+    printed = elsewhere(folder, tmp_path / "classifier", again)
+    assert "generated_text" in printed
+    assert "LABEL_" in printed
+    expected = AutoModelForCausalLM.from_pretrained(folder)(torch.arange(1, 20)[None]).logits
+    assert torch.equal(torch.load(again / "logits.pt", weights_only=True), expected)
+    assert sorted(path.name for path in again.glob("*.py")) == ["modeling_chiaroscuro.py"]
+    tokenizer.save_pretrained(again)
+    elsewhere(again, tmp_path / "classifier", again)
+
+
+def test_pipelines_generate_and_classify(folder, tokenizer):
+    (found,) = pipeline("text-generation", model=str(folder))("The import", max_new_tokens=6, do_sample=False)
+    prompt = tokenizer("The import", return_tensors="pt")["input_ids"]
+    expected = AutoModelForCausalLM.from_pretrained(folder).generate(prompt, max_new_tokens=6, do_sample=False)
+    assert found["generated_text"] == tokenizer.decode(expected[0], skip_special_tokens=True)
+
+
+class Listener(BaseStreamer):
+    def __init__(self):
+        self.heard = []
+
+    def put(self, value):
+        self.heard += value.flatten().tolist()
+
+    def end(self):
+        self.heard.append(None)
+
+
+@routed_recipes
+@every_keys
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"cache_implementation": "static"},
+        {"prefill_chunk_size": 3},
+        {"num_beams": 2, "cache_implementation": "static"},
+        {"num_beams": 2, "num_return_sequences": 2},
+    ],
+)
+def test_ways_to_generate_give_what_they_give_without_a_cache(recipe, keys, way):
+    model = tiny_model(recipe, attention_keys=keys)
+    prompts = ids(2, 8).clamp_min(1)
+    prompts[1, :3] = 0
+    common = {"attention_mask": (prompts > 0).long(), "max_new_tokens": 7, "do_sample": False, "pad_token_id": 0}
+    beams = {name: way[name] for name in ("num_beams", "num_return_sequences") if name in way}
+    expected = model.generate(prompts, **common, **beams, use_cache=False)
+    assert torch.equal(model.generate(prompts, **common, **way), expected)
+
+
+def test_sampling_repeats_by_seed_and_streams_what_it_returns():
+    model, listener = tiny_model(), Listener()
+    found = []
+    for streamer in (None, listener):
+        torch.manual_seed(3)
+        found.append(model.generate(ids(1, 5), max_new_tokens=9, do_sample=True, streamer=streamer, pad_token_id=0))
+    assert torch.equal(*found)
+    assert listener.heard == [*found[1][0].tolist(), None]
+
+
+def test_several_threads_generate_from_one_model():
+    model, prompts, found = tiny_model(), ids(4, 6), {}
+
+    def go(index):
+        found[index] = model.generate(prompts[index : index + 1], max_new_tokens=8, do_sample=False, pad_token_id=0)
+
+    threads = [Thread(target=go, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = model.generate(prompts, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert torch.equal(torch.cat([found[index] for index in range(4)]), together)
+
+
+@pytest.mark.parametrize("embeds", [False, True])
+def test_generation_ends_where_the_model_does_and_says_so(embeds):
+    model = tiny_model(max_position_embeddings=16)
+    prompt = ids(1, 10)
+    given = {"inputs_embeds": model.get_input_embeddings()(prompt)} if embeds else {"input_ids": prompt}
+    with pytest.warns(UserWarning, match="generation ended at max_position_embeddings"):
+        found = model.generate(**given, max_new_tokens=50, do_sample=False, pad_token_id=0)
+    assert found.shape[1] == 17 - (10 if embeds else 0)  # the last token is not read
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shorter = model.generate(**given, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(shorter, found[:, : shorter.shape[1]])
+
+
+@routed_recipes
+def test_weights_of_attention_are_those_of_its_definition(recipe):
+    model = tiny_model(recipe)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    out = model(ids(2, 9), attention_mask=mask, output_attentions=True, output_routing=True)
+    operators = model.config.layer_operators
+    attending = [index for index, names in enumerate(operators) if "attention" in names]
+    assert len(out.attentions) == len(attending)
+    traces = {trace.layer: trace for trace in out.routing}
+    for layer, weights in zip(attending, out.attentions, strict=True):
+        assert weights.shape == (2, 2, 9, 9)
+        chosen = mask.bool()
+        if layer in traces:
+            chosen = chosen & (traces[layer].choice == traces[layer].operators.index("attention"))
+        torch.testing.assert_close(weights.sum(-1), chosen[:, None].expand(2, 2, 9).double())
+        assert not weights.triu(1).any()
+        assert not weights[1, :, :, :4].any()
+
+
+def test_weights_of_attention_make_its_outputs():
+    mixer = tiny_model("full_attention").model.layers[0].mixer.mixers["attention"]
+    x, context = torch.randn(2, 7, D, dtype=torch.float64), Context(attentions=[])
+    out = mixer(x, None, context)
+    values = mixer._heads(mixer.key_value(x).chunk(2, dim=-1)[1], None, None)
+    made = mixer.out((context.attentions[0] @ values).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(made, out)
+
+
+def test_weights_of_attention_come_from_a_cache_as_well():
+    model = tiny_model()
+    whole = model(ids(2, 9), output_attentions=True).attentions
+    cache = model(ids(2, 9)[:, :6], use_cache=True).past_key_values
+    rows = []
+    for t in range(6, 9):
+        rows.append(model(ids(2, 9)[:, t : t + 1], past_key_values=cache, output_attentions=True).attentions)
+    for layer, weights in enumerate(whole):
+        for t, row in zip(range(6, 9), rows, strict=True):
+            torch.testing.assert_close(row[layer][:, :, 0], weights[:, :, t, : t + 1])
+    generated = model.generate(
+        ids(1, 4), max_new_tokens=3, output_attentions=True, return_dict_in_generate=True, pad_token_id=0
+    )
+    assert [step[-1].shape[-1] for step in generated.attentions] == [4, 5, 6]
+
+
+def test_weights_of_routed_keys_are_refused():
+    with pytest.raises(ValueError, match="with attention_keys='routed' most keys have no weights"):
+        tiny_model(attention_keys="routed")(ids(1, 5), output_attentions=True)
+
+
+def test_the_trainer_shifts_labels_where_it_computes_the_loss_itself(tmp_path):
+    model = tiny_model().float()
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, report_to="none")
+    text = ids(2, 9)
+    loss = Trainer(model, arguments).compute_loss(model, {"input_ids": text, "labels": text})
+    logits = model(text).logits[:, :-1].flatten(0, 1)
+    assert float(loss) == pytest.approx(float(cross_entropy(logits, text[:, 1:].flatten(), label_smoothing=0.1)))
+
+
+@routed_recipes
+@every_keys
+def test_weights_on_disk_generate_the_same(recipe, keys, tmp_path):
+    model = tiny_model(recipe, attention_keys=keys)
+    expected = model.generate(ids(2, 5), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    accelerate.disk_offload(model, tmp_path, execution_device="cpu", offload_buffers=True)
+    assert torch.equal(model.generate(ids(2, 5), max_new_tokens=6, do_sample=False, pad_token_id=0), expected)
+
+
+def test_a_context_moves_what_is_known_of_the_tokens_and_leaves_what_is_remembered():
+    state = {"k": torch.zeros(1)}
+    table = torch.zeros(1, 3, 4)
+    context = Context(positions_BT=torch.zeros(1, 3), rotary=(table, table), state=state)
+    moved = accelerate.utils.send_to_device(context, "meta")
+    assert moved.positions_BT.device.type == moved.rotary[1].device.type == "meta"
+    assert moved.state is state
+    assert state["k"].device.type == "cpu"
+    assert moved.valid_BT is None
+
+
+def test_resized_embeddings_stay_tied_and_are_saved(tmp_path):
+    model = tiny_model()
+    model.resize_token_embeddings(VOCAB + 7)
+    assert model.lm_head.weight is model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    model.save_pretrained(tmp_path)
+    loaded = ChiarForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert loaded.config.vocab_size == VOCAB + 7
+    assert torch.equal(loaded(ids(1, 6)).logits, model(ids(1, 6)).logits)
+
+
+def test_loaded_in_bfloat16_it_generates(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert model.generate(ids(2, 6), max_new_tokens=5, do_sample=False, pad_token_id=0).shape == (2, 11)
+
+
+def test_a_cache_is_not_cropped_nor_gone_on_with_by_another_batch_or_without_its_padding():
+    model = tiny_model()
+    cache = model(ids(2, 6), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="cannot be cropped"):
+        cache.crop(3)
+    with pytest.raises(ValueError, match="the cache holds 2 rows and 3 are given"):
+        model(ids(3, 1), past_key_values=cache)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    cache = model(ids(2, 6), attention_mask=mask, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="there is padding in the cache: give attention_mask"):
+        model(ids(2, 1), past_key_values=cache)
+
+
+def test_gradients_flow_through_a_cache_that_others_went_on_with():
+    model = tiny_model("full_attention")
+    cache = DynamicCache(config=model.config)
+    first = model(ids(1, 5), past_key_values=cache, use_cache=True).logits
+    with torch.no_grad():
+        model(ids(1, 1), past_key_values=cache)
+    first.sum().backward()
+    assert model.model.layers[0].mixer.mixers["attention"].key_value.weight.grad.abs().sum() > 0
