@@ -10,11 +10,14 @@ from chiaroscuro.studies import STUDIES, report
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    pytest.param(code, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1)
-]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+
+
+def code_of(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+BLOCKS = [pytest.param(code, id=f"{page.name}-{n}") for page in PAGES for n, code in enumerate(code_of(page), 1)]
 
 
 @pytest.mark.parametrize("code", BLOCKS)
@@ -24,7 +27,25 @@ def test_code_in_the_documents_runs_as_printed(code):
     assert len(namespace) > 2, "a block that leaves nothing behind shows nothing"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
+def test_a_tutorial_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+    """With fewer steps than it says."""
+    monkeypatch.chdir(tmp_path)
+    code, count = re.subn(r"(?m)^steps = \d+$", "steps = 8", "\n".join(code_of(page)))
+    assert count == 1
+    exec(compile(code, str(page), "exec"), {"__name__": "tutorial"})
+    assert "share 0.25: perplexity" in capsys.readouterr().out
+
+
+def test_the_figures_of_the_tutorial_are_those_of_the_committed_result():
+    page = (ROOT / "docs" / "tutorials" / "retrofit.md").read_text()
+    rows = json.loads((ROOT / "results" / "tutorials" / "retrofit.json").read_text())["rows"]
+    assert len(rows) == 3
+    for row in rows:
+        assert "| {share:.2f} | {perplexity:.1f} | {flops:.3f} |".format(**row) in page
+
+
+@pytest.mark.parametrize("page", [*PAGES, *TUTORIALS], ids=lambda page: page.name)
 def test_links_between_documents_lead_somewhere(page):
     targets = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
