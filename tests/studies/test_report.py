@@ -93,6 +93,8 @@ def test_verdicts_follow_the_numbers(write, tmp_path):
     arms = ("three operators, soft", "three operators, hard")
     write(STUDIES["ablation"], routing=dict.fromkeys(arms, starved))
     assert verdict(report(*place), "Routing collapse").startswith(HOLDS)
+    write(STUDIES["ablation"], routing=dict.fromkeys(arms[:1], starved))
+    assert verdict(report(*place), "Routing collapse").startswith("holds in 3 of 6 runs")
     write(STUDIES["ablation"])
     assert verdict(report(*place), "Routing collapse").startswith(FAILS)
 

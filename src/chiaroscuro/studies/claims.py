@@ -132,17 +132,18 @@ def collapse(studies: Studies) -> Finding:
     table = [["arm", "layer", "operator", "share of the test tokens, by seed"]]
     starved = {}
     for arm in COLLAPSE_ARMS:
-        least = 1.0
+        by_operator = []
         for layer, operators in sorted(final_shares(ablation, arm).items()):
             for operator, shares in operators.items():
                 table.append([arm, str(int(layer) + 1), operator, ", ".join(f"{share:.3f}" for share in shares)])
-                least = min(least, sum(shares) / len(shares))
-        starved[arm] = least < STARVING
-    learned = [arm for arm in COLLAPSE_ARMS[:2] if starved[arm]]
-    verdict = HOLDS if len(learned) == 2 else OPEN if learned else FAILS
-    found = [f"{arm}: {'an operator starves' if starved[arm] else 'none starves'}" for arm in COLLAPSE_ARMS]
+                by_operator.append(shares)
+        starved[arm] = [min(shares) < STARVING for shares in zip(*by_operator, strict=True)]  # by seed
+    learned = [run for arm in COLLAPSE_ARMS[:2] for run in starved[arm]]
+    some = f"holds in {sum(learned)} of {len(learned)} runs"
+    verdict = HOLDS if all(learned) else some if any(learned) else FAILS
+    found = [f"{arm}: in {sum(starved[arm])} of {len(starved[arm])} runs" for arm in COLLAPSE_ARMS]
     return Finding(
-        f"{verdict} for learned routers with an RBF operator that mixes",
+        f"{verdict} of learned routers with an RBF operator that mixes",
         [f"An operator starves when it gets less than {STARVING:.0%} of the tokens. " + "; ".join(found) + "."],
         table,
     )
