@@ -89,10 +89,11 @@ def train(
     eval_tokens: Annotated[int | None, typer.Option(help="held-out tokens to measure on; default: all")] = None,
     save_every: Annotated[int | None, typer.Option(help="steps between checkpoints; default: none")] = None,
     resume: Annotated[bool, typer.Option(help="go on with the run in --out, by its own plan")] = False,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="under torchrun: spread weights and optimiser too")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one model and leave a run folder."""
-    from chiaroscuro.training import TrainingPlan, prepare, started_plan, train
+    from chiaroscuro.training import TrainingPlan, prepare, ranks, started_plan, train
 
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on in")
@@ -113,10 +114,15 @@ def train(
         save_every=save_every,
         fields={"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads},
     )
-    if resume and out is not None and not given(context) - {"out", "resume", "as_json"}:
+    if resume and out is not None and not given(context) - {"out", "resume", "fsdp", "as_json"}:
         plan = started_plan(out)
-    results = train(plan, prepare(plan), out or free_folder(recipe), resume)
-    show(results, as_json)
+    if out is None and ranks().num_processes > 1:
+        raise ValueError("give --out, the run folder that all processes share")
+    if fsdp and ranks().num_processes == 1:
+        raise ValueError("--fsdp is for several processes: torchrun --nproc_per_node=N -m chiaroscuro train ...")
+    results = train(plan, prepare(plan), out or free_folder(recipe), resume, fsdp)
+    if results:
+        show(results, as_json)
 
 
 @app.command(epilog="Example: chiaroscuro compare --steps 200 --out runs/quick")

@@ -34,7 +34,7 @@ class RBFMixer(Mixer):
         self.features = features
         self.causal = causal
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.log_gamma = nn.Parameter(torch.empty(()))
+        self.log_gamma = nn.Parameter(torch.empty(1))  # sharding takes no scalars
         self.frequencies_FD: Tensor
         self.register_buffer("frequencies_FD", torch.empty(features, hidden_size))
         self.centre_D: Tensor

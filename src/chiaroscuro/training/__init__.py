@@ -14,6 +14,7 @@ from chiaroscuro.training.folder import (
 )
 from chiaroscuro.training.mixed import prepare, task_of
 from chiaroscuro.training.plan import TrainingPlan
+from chiaroscuro.training.ranks import ranks
 from chiaroscuro.training.run import Stopped, started_plan, train
 from chiaroscuro.training.task import LanguageModelling, Task
 from chiaroscuro.training.trainer import Diverged, NotSaved, ShareSchedule, ThresholdRefresh
@@ -35,6 +36,7 @@ __all__ = [
     "load_run",
     "new_run_folder",
     "prepare",
+    "ranks",
     "read_json",
     "started_plan",
     "task_of",

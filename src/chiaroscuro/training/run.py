@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -26,6 +27,7 @@ from chiaroscuro.training.folder import (
     write_json,
 )
 from chiaroscuro.training.plan import TrainingPlan
+from chiaroscuro.training.ranks import on_first, ranks
 from chiaroscuro.training.stop import StopAtSignal
 from chiaroscuro.training.task import Task
 from chiaroscuro.training.trainer import Bar, MetricsFile, RoutingTrainer, ThresholdRefresh
@@ -39,7 +41,7 @@ class Stopped(ValueError):
         self.exit_code = 128 + signal.Signals[name]
 
 
-def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> dict[str, Any]:
+def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, sharded: bool = False) -> dict[str, Any]:
     """Train, measure on the held-out splits, and write the run folder `out`. Returns what `results.json` holds: loss,
     perplexity, accuracy and routing are those of the test split, `validation` holds what may be chosen by.
 
@@ -47,33 +49,54 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> di
     checkpoint that is whole, and its curve becomes that of a run which was never stopped. SIGTERM and Ctrl-C let it
     save first. Raises ValueError for a folder that would be overwritten, when there is nothing to resume, and when it
     was stopped; OSError when it cannot be saved.
+
+    Started by torchrun, several processes train one model: each takes its part of every batch, so that the curve is
+    that of one process. The first one measures and writes; the others return nothing. `sharded` spreads weights and
+    optimiser over them as well (FSDP). Raises ValueError when a batch does not divide among them, and OSError when one
+    of them died.
     """
     config = plan.config(task.fields())
-    checkpoint = _go_on(plan, out) if resume else None
-    if not resume:
-        write_json(new_run_folder(out) / PLAN, asdict(plan))
+    if plan.batch_size % ranks().num_processes:
+        raise ValueError(f"{plan.batch_size} windows per step do not divide among {ranks().num_processes} processes")
+    if sharded and not torch.cuda.is_available():
+        raise ValueError("weights and optimiser are spread over GPUs only (accelerate has no FSDP on the CPU)")
+    checkpoint = on_first(lambda: _go_on(plan, out) if resume else _begin(plan, out))
     done = 0 if checkpoint is None else steps_of(checkpoint)
     set_seed(plan.seed)
     model = task.build(config)
     bar, stop = Bar(plan.recipe), StopAtSignal()
-    trainer = _trainer(plan, model, task, out, [bar, stop])
+    trainer = _trainer(plan, model, task, out, [bar, stop], sharded)
     start = time.perf_counter()
-    if checkpoint is None or done < plan.steps:
+    if done < plan.steps:
         try:
             with stop.listening():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except RuntimeError as error:
+            if ranks().num_processes == 1:
+                raise
+            raise OSError(
+                f"process {ranks().process_index} of {ranks().num_processes} cannot go on ({error}): has another one "
+                f"died? The last checkpoint is kept; to go on, the same command with --out {out} --resume"
+            ) from error
         finally:
             bar.progress.stop()
+        if trainer.state.global_step < plan.steps:
+            assert stop.name is not None
+            raise Stopped(
+                stop.name,
+                f"after step {trainer.state.global_step} of {plan.steps}, which is saved; to go on: "
+                f"chiaroscuro train --out {out} --resume",
+            )
     else:
         # Stopped between the last checkpoint and the results; the Trainer would take a step too many.
         model = type(model).from_pretrained(checkpoint)
-    if trainer.state.global_step < plan.steps and stop.name is not None:
-        raise Stopped(
-            stop.name,
-            f"after step {trainer.state.global_step} of {plan.steps}, which is saved; to go on: "
-            f"chiaroscuro train --out {out} --resume",
-        )
     seconds = time.perf_counter() - start
+    if sharded:
+        trainer.save_model(str(out))  # all put their parts together
+    if not ranks().is_main_process:
+        return {}
+    if sharded:
+        model = type(model).from_pretrained(out)
     calibrate(model, task.calibration_text().to(model.device))
 
     validation = task.measure(model, "validation", show_progress=True)
@@ -109,6 +132,11 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False) -> di
     return results
 
 
+def _begin(plan: TrainingPlan, out: Path) -> None:
+    """Make the run folder, with the plan."""
+    write_json(new_run_folder(out) / PLAN, asdict(plan))
+
+
 def _go_on(plan: TrainingPlan, out: Path) -> Path | None:
     """The checkpoint to go on from, None for the beginning; the logs are cut back to it."""
     _check_same_plan(plan, started_plan(out))
@@ -137,12 +165,18 @@ def _check_same_plan(plan: TrainingPlan, started: TrainingPlan) -> None:
 
 
 def _trainer(
-    plan: TrainingPlan, model: PreTrainedModel, task: Task, out: Path, callbacks: list[TrainerCallback]
+    plan: TrainingPlan,
+    model: PreTrainedModel,
+    task: Task,
+    out: Path,
+    callbacks: list[TrainerCallback],
+    sharded: bool,
 ) -> RoutingTrainer:
     arguments = TrainingArguments(
         output_dir=str(out / CHECKPOINTS),
+        use_cpu=not torch.cuda.is_available(),
         max_steps=plan.steps,
-        per_device_train_batch_size=plan.batch_size,
+        per_device_train_batch_size=plan.batch_size // ranks().num_processes,
         learning_rate=plan.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr": plan.learning_rate / 100},
@@ -157,6 +191,7 @@ def _trainer(
         save_strategy="no" if plan.save_every is None else "steps",
         save_steps=plan.save_every or plan.steps,
         report_to="none",
+        fsdp=sharded,  # type: ignore[arg-type]
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

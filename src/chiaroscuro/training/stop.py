@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from chiaroscuro.training.ranks import any_of
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -18,7 +20,8 @@ class StopAtSignal(TrainerCallback):
         self.name: str | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.name is not None:
+        if any_of(self.name is not None):
+            self.name = self.name or signal.SIGTERM.name  # it came to another process
             control.should_save = control.should_training_stop = True
 
     @contextmanager

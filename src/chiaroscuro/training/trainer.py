@@ -17,6 +17,7 @@ from chiaroscuro.modeling import set_share
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.routing import ThresholdRouter, calibrate, utilisation, utilisation_entropy
 from chiaroscuro.training.checkpoints import DRAFTS, discard_drafts, last_whole, settle
+from chiaroscuro.training.ranks import ranks
 
 
 class Diverged(ValueError):
@@ -88,6 +89,7 @@ class RoutingTrainer(Trainer):
             layer: (names, torch.stack(shares).mean(0)) for layer, (names, shares) in self._shares.items() if shares
         }
         if means:
+            means = {layer: (names, self.accelerator.reduce(share, "mean")) for layer, (names, share) in means.items()}
             logs["routing"] = {
                 layer: dict(zip(names, share.tolist(), strict=True)) for layer, (names, share) in means.items()
             }
@@ -150,6 +152,8 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if not state.is_world_process_zero:
+            return
         routers = [module for module in kwargs["model"].modules() if isinstance(module, ThresholdRouter)]
         thresholds = {str(router.layer): router.thresholds.tolist() for router in routers}
         line = {"step": state.global_step, **(logs or {})} | ({"thresholds": thresholds} if thresholds else {})
@@ -167,6 +171,7 @@ class Bar(TrainerCallback):
             TextColumn("{task.completed}/{task.total} steps"),
             TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(),
+            disable=not ranks().is_main_process,
         )
         self.task = self.progress.add_task(label, total=None, loss="")
 

@@ -1,0 +1,137 @@
+"""Several processes that train one model, as torchrun starts them, with gloo on one machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.helpers import ids, tiny_config
+
+from chiaroscuro import ChiarForCausalLM
+from chiaroscuro.training import TrainingPlan, load_run, prepare, read_json, train
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+OPTIONS = "--steps 8 --batch-size 4 --seq-len 33 --vocab-size 300 --hidden-size 32 --layers 3 --heads 2 --save-every 4"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command(english: Path, out: Path) -> list[str]:
+    return [*TORCHRUN, "-m", "chiaroscuro", "train", "--data", str(english), "--out", str(out), *OPTIONS.split()]
+
+
+def curve(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def last(folder: Path, name: str) -> dict:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if name in line][-1]
+
+
+@pytest.fixture(scope="module")
+def two(english, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("ranks") / "two"
+    subprocess.run(command(english, out), check=True, capture_output=True, timeout=120, env=ENVIRONMENT)
+    return out
+
+
+@pytest.fixture
+def one(two, tmp_path) -> Path:
+    plan = TrainingPlan(**read_json(two / "plan.json"))
+    train(plan, prepare(plan), tmp_path / "one")
+    return tmp_path / "one"
+
+
+def test_two_processes_train_the_model_that_one_does(one, two):
+    assert curve(two) == pytest.approx(curve(one), abs=1e-5)
+    assert last(two, "thresholds")["1"] == pytest.approx(last(one, "thresholds")["1"], abs=1e-5)
+    assert last(two, "routing")["1"] == pytest.approx(last(one, "routing")["1"], abs=0.02)
+    results, expected = (read_json(folder / "results.json") for folder in (two, one))
+    assert results["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-4)
+    assert results["tokens_seen"] == expected["tokens_seen"]
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    assert load_run(two).model.num_parameters() == expected["parameters"]
+
+
+def test_a_folder_that_is_taken_stops_all_of_them(english, two):
+    found = subprocess.run(command(english, two), capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    assert found.returncode != 0
+    assert found.stderr.count("exists already: choose another --out") == 2
+
+
+def test_when_one_dies_the_other_says_so_and_the_run_goes_on_with_one(english, tmp_path):
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    many = [*command(english, out), "--steps", "60", "--save-every", "1"]  # of an option given twice the latter counts
+    process = subprocess.Popen(many, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not (out / "checkpoints" / "checkpoint-3").exists():
+        time.sleep(0.01)
+        assert process.poll() is None
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(workers.split()[-1]), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "SIGKILL" in error  # torchrun names the one that died
+    assert "of 2 cannot go on" in error
+    assert f"--out {out} --resume" in error
+    assert not (out / "results.json").exists()
+    plan = TrainingPlan(**read_json(out / "plan.json"))
+    task = prepare(plan)
+    train(plan, task, out, resume=True)
+    train(plan, task, whole)
+    assert curve(out) == pytest.approx(curve(whole), abs=1e-3)
+
+
+def test_a_batch_that_does_not_divide_is_refused(english, monkeypatch, tmp_path):
+    plan = TrainingPlan(data=str(english), vocab_size=300, batch_size=4, seq_len=33)
+    monkeypatch.setattr("chiaroscuro.training.run.ranks", lambda: SimpleNamespace(num_processes=3))
+    with pytest.raises(ValueError, match="4 windows per step do not divide among 3 processes"):
+        train(plan, prepare(plan), tmp_path / "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a machine without a GPU")
+def test_sharding_without_a_gpu_is_refused(english, tmp_path):
+    plan = TrainingPlan(data=str(english), vocab_size=300, batch_size=4, seq_len=33)
+    with pytest.raises(ValueError, match="spread over GPUs only"):
+        train(plan, prepare(plan), tmp_path / "run", sharded=True)
+
+
+def shard(rank: int, port: int, expected: dict, folder: Path) -> None:
+    """One of two processes that hold half of each weight."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    model = ChiarForCausalLM.from_pretrained(folder)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    rows = ids(4, 12)[2 * rank : 2 * rank + 2]
+    loss = model(rows, labels=rows, use_cache=False).loss
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad.full_tensor(), expected[name], atol=1e-6, rtol=1e-4, msg=name)
+    assert next(model.parameters()).to_local().numel() < next(model.parameters()).numel()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator"])
+def test_a_model_whose_weights_are_sharded_has_the_gradients_of_a_whole_one(recipe, tmp_path):
+    model = ChiarForCausalLM(tiny_config(recipe))
+    model.save_pretrained(tmp_path)
+    model(ids(4, 12), labels=ids(4, 12), use_cache=False).loss.backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(shard, (port, expected, tmp_path), nprocs=2, start_method="forkserver")
