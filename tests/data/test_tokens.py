@@ -1,11 +1,13 @@
 """Encoded text on disk and its windows."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chiaroscuro.data import Corpus, TokenWindows, cache_folder, encode, train_tokenizer
+from chiaroscuro.data import Corpus, TokenWindows, cache_folder, encode, load_corpus, train_tokenizer
 
 TEXTS = ["the cat sat on the mat\n" * 30, "another text altogether\n" * 10]
 
@@ -23,6 +25,25 @@ def test_documents_are_encoded_in_order_with_an_end_after_each(cache):
     assert tokens["train"].tolist() == expected
     assert isinstance(tokens["train"], np.memmap)
     assert tokens["train"].dtype == np.uint16
+
+
+def test_a_folder_is_encoded_a_file_at_a_time(cache, tmp_path):
+    """With less memory than a tenth of its text takes."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(f"document {number} of many\n" * 8_000)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    corpus = load_corpus(str(folder))
+    tokenizer = train_tokenizer(corpus.splits["test"], 300)
+    tracemalloc.start()
+    tokens = encode(corpus, tokenizer)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(corpus.splits["train"]) == 36
+    assert peak < size
+    assert tokenizer.decode(tokens["train"].astype(int)[-50_000:].tolist()).endswith("of many\n<|endoftext|>")
+    assert np.array_equal(tokens["test"], encode(Corpus("x", {"test": list(corpus.splits["test"])}), tokenizer)["test"])
 
 
 def test_a_second_call_reads_what_the_first_wrote(cache):

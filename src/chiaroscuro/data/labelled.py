@@ -4,6 +4,7 @@ Shapes: T tokens of a sequence.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -77,19 +78,19 @@ def _in_words(data: LabelledData, tokenizer: PreTrainedTokenizerFast) -> Labelle
     return LabelledData(tokenizer, encode(Corpus("listops", texts), tokenizer), data.labels, data.num_labels)
 
 
-def _expressions(task: str, count: int, seed: str) -> np.ndarray:
+def _expressions(task: str, count: int, seed: str) -> Iterator[np.ndarray]:
     random = Random(seed)
     make = nested_expression if task == "listops" else flat_expression
     ids = {symbol: index for index, symbol in enumerate((*SYMBOLS, END_OF_TEXT))}
-    rows = ([ids[symbol] for symbol in (*make(random), END_OF_TEXT)] for _ in range(count))
-    return np.concatenate([np.array(row, dtype=np.uint8) for row in rows])
+    for _ in range(count):
+        yield np.array([ids[symbol] for symbol in (*make(random), END_OF_TEXT)], dtype=np.uint8)
 
 
-def _values(tokens: np.ndarray) -> np.ndarray:
+def _values(tokens: np.ndarray) -> Iterator[np.ndarray]:
     """The label of each expression, from its symbols."""
     ends = np.flatnonzero(tokens == len(SYMBOLS))
     rows = np.split(tokens, ends + 1)[:-1]
-    return np.array([value([SYMBOLS[index] for index in row[:-1]]) for row in rows])
+    yield np.array([value([SYMBOLS[index] for index in row[:-1]]) for row in rows])
 
 
 def _symbol_tokenizer() -> PreTrainedTokenizerFast:

@@ -6,8 +6,10 @@ Shapes: T tokens of a window.
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -31,28 +33,45 @@ def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> dict[str, np.n
     return {split: _encoded(documents, tokenizer) for split, documents in corpus.splits.items()}
 
 
-def _encoded(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+def _encoded(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     for document in documents:
         digest.update(len(document).to_bytes(8, "little"))
         digest.update(document.encode())
-    return cached_array(digest.hexdigest(), lambda: np.concatenate([*_ids(documents, tokenizer)]))
+    return cached_array(digest.hexdigest(), lambda: _ids(documents, tokenizer))
 
 
-def cached_array(key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array that `make` gives, memory-mapped; it is made once for each `key`."""
+def cached_array(key: str, make: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
+    """The arrays that `make` yields, one behind the other, memory-mapped; made once for each `key`, and never all of
+    them in memory."""
     path = cache_folder() / f"{key[:32]}.npy"
     if not path.exists():
-        array = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own until it is whole: another process may be looking for the same file.
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.save(file, array)
+            _write_array(cast(BinaryIO, file), make())
         os.replace(file.name, path)
     return np.load(path, mmap_mode="r")
 
 
-def _ids(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[np.ndarray]:
+def _write_array(file: BinaryIO, pieces: Iterator[np.ndarray]) -> None:
+    """In NumPy's format, whose header has room for a length that is known only at the end."""
+    first = next(pieces)
+
+    def write_header(length: int) -> None:
+        descr = np.lib.format.dtype_to_descr(first.dtype)
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (length,)})
+
+    write_header(0)
+    length = 0
+    for piece in chain([first], pieces):
+        file.write(piece.tobytes())
+        length += len(piece)
+    file.seek(0)
+    write_header(length)
+
+
+def _ids(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[np.ndarray]:
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     for document in documents:
         ids = tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).ids
