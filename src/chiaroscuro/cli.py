@@ -89,6 +89,7 @@ def train(
     eval_tokens: Annotated[int | None, typer.Option(help="held-out tokens to measure on; default: all")] = None,
     save_every: Annotated[int | None, typer.Option(help="steps between checkpoints; default: none")] = None,
     resume: Annotated[bool, typer.Option(help="go on with the run in --out, by its own plan")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="mixed precision: products in bfloat16")] = False,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="under torchrun: spread weights and optimiser too")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -112,6 +113,7 @@ def train(
         eval_tokens=eval_tokens,
         mixed={name: source or name for name, _, source in (each.partition("=") for each in mix or ())},
         save_every=save_every,
+        bf16=bf16,
         fields={"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads},
     )
     if resume and out is not None and not given(context) - {"out", "resume", "fsdp", "as_json"}:

@@ -42,7 +42,8 @@ def test_files_named_after_splits_are_those_splits(tmp_path, names):
     for name in names:
         (tmp_path / name).write_text(name)
     splits = load_corpus(str(tmp_path)).splits
-    assert splits == {"train": [names[0]], "validation": [names[1]], "test": [names[2]]}
+    found = {split: list(documents) for split, documents in splits.items()}
+    assert found == {"train": [names[0]], "validation": [names[1]], "test": [names[2]]}
 
 
 def test_one_file_is_cut_at_paragraphs_and_nothing_is_lost_or_reordered(tmp_path):

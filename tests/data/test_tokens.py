@@ -28,7 +28,7 @@ def test_documents_are_encoded_in_order_with_an_end_after_each(cache):
 
 
 def test_a_folder_is_encoded_a_file_at_a_time(cache, tmp_path):
-    """With less memory than a tenth of its text takes."""
+    """In less memory than its text takes."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(40):

@@ -114,9 +114,8 @@ def _folder(path: Path) -> Mapping[str, Sequence[str]]:
         return {split: Files(chosen) for split, chosen in named.items()}
     if len(files) < len(SPLITS):
         return _split_text("\n".join(read_text(file) for file in files), path)
-    return {
-        split: Files(chosen) for split, chosen in _split_names({str(f.relative_to(path)): f for f in files}).items()
-    }
+    by_name = _split_names({str(file.relative_to(path)): file for file in files})
+    return {split: Files(chosen) for split, chosen in by_name.items()}
 
 
 def _split_names(documents: Mapping[str, D]) -> dict[str, list[D]]:

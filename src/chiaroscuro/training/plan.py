@@ -26,6 +26,7 @@ class TrainingPlan:
         drawn by the step, is added to that of the language model.
     calibrate_every: steps between two calibrations of the thresholds on validation text.
     save_every: steps between checkpoints, None for none.
+    bf16: products in bfloat16, weights and optimiser in float32 (mixed precision).
     fields: fields of `ChiarConfig` that differ from the recipe's.
     """
 
@@ -45,6 +46,7 @@ class TrainingPlan:
     mixed: dict[str, str] = field(default_factory=dict)
     calibrate_every: int = 20
     save_every: int | None = None
+    bf16: bool = False
     fields: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
 
     def __post_init__(self) -> None:

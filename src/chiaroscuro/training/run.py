@@ -182,6 +182,7 @@ def _trainer(
         lr_scheduler_kwargs={"min_lr": plan.learning_rate / 100},
         warmup_steps=plan.warmup_steps,
         weight_decay=plan.weight_decay,
+        bf16=plan.bf16,
         adam_beta1=0.9,
         adam_beta2=0.95,
         max_grad_norm=1.0,
