@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/chiaroscuro compare
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -24,7 +24,7 @@ format: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(shell grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[corpus,data,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[corpus,data,eval,dev]'
 	touch $@
 
 clean:

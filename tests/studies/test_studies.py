@@ -121,8 +121,9 @@ def test_a_run_that_diverges_is_a_result(study, places):
 
 
 def test_a_study_runs_to_its_table_and_is_not_run_again(study, places):
+    study = replace(study, learning_rates=(1e-3,))
     results = run_study(study, places, processes=2)
-    assert len(results) == 6
+    assert len(results) == 4
     for name, result in results.items():
         assert json.loads((places.results / "runs" / f"{name}.json").read_text()) == result
         assert [line["step"] for line in result["curve"]] == list(range(1, 9))
@@ -147,7 +148,7 @@ run_study(study, places, 2)
 def test_killed_half_way_and_started_again_it_gives_the_same_table(study, places, tmp_path):
     import pickle
 
-    study = replace(study, plan=replace(study.plan, steps=30, save_every=5))
+    study = replace(study, plan=replace(study.plan, steps=30, save_every=5), learning_rates=(1e-3,))
     whole = run_study(study, places, processes=2)
     other = Places(Path("other_results"), Path("other_work"))
     (tmp_path / "study.pickle").write_bytes(pickle.dumps((study, other)))
@@ -162,7 +163,7 @@ def test_killed_half_way_and_started_again_it_gives_the_same_table(study, places
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in Path("other_results/runs").glob("*.json")}
-    assert 0 < len(done) < 6
+    assert 0 < len(done) < 4
     resumed = run_study(study, other, processes=2)
     assert rows(study, resumed) == rows(study, whole)
     assert {path: path.stat().st_mtime_ns for path in done} == done

@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from chiaroscuro import cli
 from chiaroscuro.training import NotSaved, Stopped, Task, TrainingPlan, load_run, prepare, read_json, train
 from chiaroscuro.training.checkpoints import SUMS
 from chiaroscuro.training.stop import StopAtSignal
@@ -109,9 +110,17 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", SUMS])
-def test_a_damaged_checkpoint_is_named_and_passed_over(plan, tmp_path, harm, name):
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("model.safetensors", truncate),
+        ("optimizer.pt", flip_a_bit),
+        ("rng_state.pth", Path.unlink),
+        ("trainer_state.json", truncate),
+        (SUMS, truncate),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(plan, tmp_path, name, harm):
     plan = replace(plan, steps=8, save_every=4)
     task = prepare(plan)
     train(plan, task, tmp_path / "whole")
@@ -194,6 +203,15 @@ class SignalAt(TrainerCallback):
             signal.raise_signal(self.number)
 
 
+@pytest.fixture
+def heeded():
+    """Ctrl-C is ignored in the background, where these tests may run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_finishes_its_step_saves_it_and_goes_on(plan, tmp_path, monkeypatch, number, code):
     plan = replace(plan, steps=8, save_every=None)
@@ -209,7 +227,7 @@ def test_a_stopped_run_finishes_its_step_saves_it_and_goes_on(plan, tmp_path, mo
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_stopped_command_says_how_to_go_on_and_that_does(english, tmp_path):
+def test_a_stopped_command_says_how_to_go_on_and_that_does(english, tmp_path, monkeypatch):
     out = tmp_path / "run"
     options = "--steps 60 --batch-size 4 --seq-len 33 --vocab-size 300 --hidden-size 32 --layers 3 --heads 2"
     command = [sys.executable, "-m", "chiaroscuro", "train", "--data", str(english), "--out", str(out)]
@@ -222,10 +240,13 @@ def test_a_stopped_command_says_how_to_go_on_and_that_does(english, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     go_on = error.strip().rpartition("to go on: ")[2]
     assert go_on == f"chiaroscuro train --out {out} --resume"
-    subprocess.run([sys.executable, "-m", *go_on.split()], check=True, capture_output=True, timeout=120)
+    monkeypatch.setattr(sys, "argv", go_on.split())
+    with pytest.raises(SystemExit, match="^0$"):
+        cli.app()
     assert read_json(out / "results.json")["steps"] == 60
 
 
+@pytest.mark.usefixtures("heeded")
 def test_a_second_signal_is_not_held_back():
     stop = StopAtSignal()
     with stop.listening():
@@ -233,3 +254,14 @@ def test_a_second_signal_is_not_held_back():
         assert stop.name == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop = StopAtSignal()
+        with stop.listening():
+            signal.raise_signal(signal.SIGINT)
+        assert stop.name is None
+    finally:
+        signal.signal(signal.SIGINT, before)

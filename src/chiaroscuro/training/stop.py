@@ -26,12 +26,14 @@ class StopAtSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While it lasts, the first signal is noted; a second one does what it would have done without this. Outside
-        the main thread, which alone can listen, nothing changes."""
+        """While it lasts, the first signal is noted; a second one does what it would have done without this. Nothing
+        changes for signals that are ignored, as Ctrl-C is in the background, nor outside the main thread, which alone
+        can listen."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.getsignal(number) for number in _SIGNALS}
+        before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
         def restore() -> None:
             for number, handler in before.items():
@@ -41,7 +43,7 @@ class StopAtSignal(TrainerCallback):
             self.name = signal.Signals(number).name
             restore()
 
-        for number in _SIGNALS:
+        for number in before:
             signal.signal(number, note)
         try:
             yield
