@@ -36,7 +36,7 @@ def retrofit(
         until `set_share` lowers the share of the tokens that are attended for.
     layers: indices of layers; default: all but the first and the last.
     light: what the other tokens get: "none", the residual only; "dct", a spectral filter that starts at zero.
-    check: compare routed attention of all tokens with the model's own on some random tokens.
+    check: compare routed attention of all tokens with the model's own on some tokens.
 
     Raises ValueError for other kinds of attention, for layers that do not exist, and for a model that was retrofitted
     before.
