@@ -69,24 +69,9 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     start = time.perf_counter()
     if done < plan.steps:
         try:
-            with stop.listening():
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except RuntimeError as error:
-            if ranks().num_processes == 1:
-                raise
-            raise OSError(
-                f"process {ranks().process_index} of {ranks().num_processes} cannot go on ({error}): has another one "
-                f"died? The last checkpoint is kept; to go on, the same command with --out {out} --resume"
-            ) from error
+            _fit(trainer, stop, checkpoint, out)
         finally:
             bar.progress.stop()
-        if trainer.state.global_step < plan.steps:
-            assert stop.name is not None
-            raise Stopped(
-                stop.name,
-                f"after step {trainer.state.global_step} of {plan.steps}, which is saved; to go on: "
-                f"chiaroscuro train --out {out} --resume",
-            )
     else:
         # Stopped between the last checkpoint and the results; the Trainer would take a step too many.
         model = type(model).from_pretrained(checkpoint)
@@ -98,19 +83,52 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     if sharded:
         model = type(model).from_pretrained(out)
     calibrate(model, task.calibration_text().to(model.device))
+    tokens_seen = plan.steps * plan.batch_size * plan.seq_len
+    results = _measured(plan, model, task) | {
+        "tokens_seen": tokens_seen,
+        "train_seconds": seconds,
+        "tokens_per_second": tokens_seen * (1 - done / plan.steps) / seconds,
+    }
+    model.save_pretrained(out)
+    task.tokenizer.model_max_length = config.max_position_embeddings
+    task.tokenizer.save_pretrained(out)
+    write_json(out / RESULTS, results)
+    return results
 
+
+def _fit(trainer: RoutingTrainer, stop: StopAtSignal, checkpoint: Path | None, out: Path) -> None:
+    """Take the steps that are left. Raises Stopped after a signal, and OSError when another process died."""
+    try:
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except RuntimeError as error:
+        if ranks().num_processes == 1:
+            raise
+        raise OSError(
+            f"process {ranks().process_index} of {ranks().num_processes} cannot go on ({error}): has another one "
+            f"died? The last checkpoint is kept; to go on, the same command with --out {out} --resume"
+        ) from error
+    if trainer.state.global_step < trainer.state.max_steps:
+        assert stop.name is not None
+        raise Stopped(
+            stop.name,
+            f"after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved; to go on: "
+            f"chiaroscuro train --out {out} --resume",
+        )
+
+
+def _measured(plan: TrainingPlan, model: Any, task: Task) -> dict[str, Any]:
+    """What a trained model does on held-out data, what it costs, and by what it was made."""
     validation = task.measure(model, "validation", show_progress=True)
     test = task.measure(model, "test", show_progress=True)
-    tokens_seen = plan.steps * plan.batch_size * plan.seq_len
     windows = task.windows["test"]
     sample = windows.batch(range(min(8, len(windows)))).to(model.device)
-    results = {
+    return {
         "recipe": plan.recipe,
         "task": plan.task,
         "data": plan.data,
         "seed": plan.seed,
         "steps": plan.steps,
-        "tokens_seen": tokens_seen,
         "parameters": model.num_parameters(),
         "loss": test.loss,
         "perplexity": test.perplexity,
@@ -120,16 +138,9 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
         "validation": asdict(validation),
         "flops": flops_ratios(model, sample),
         "routing": test.routing,
-        "train_seconds": seconds,
-        "tokens_per_second": tokens_seen * (1 - done / plan.steps) / seconds,
         "plan": asdict(plan),
         "versions": versions(),
     }
-    model.save_pretrained(out)
-    task.tokenizer.model_max_length = config.max_position_embeddings
-    task.tokenizer.save_pretrained(out)
-    write_json(out / RESULTS, results)
-    return results
 
 
 def _begin(plan: TrainingPlan, out: Path) -> None:
