@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from chiaroscuro.modeling.card import CARD, markdown_table, model_card, pipeline_of
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.heads import ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification
 from chiaroscuro.modeling.layer import RoutingTrace
@@ -18,6 +19,7 @@ AutoModelForSequenceClassification.register(ChiarConfig, ChiarForSequenceClassif
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ChiarConfig.model_type] = ChiarForCausalLM.__name__
 
 __all__ = [
+    "CARD",
     "RECIPES",
     "ChiarConfig",
     "ChiarForCausalLM",
@@ -26,6 +28,9 @@ __all__ = [
     "ChiarModel",
     "RoutingTrace",
     "load_retrofitted",
+    "markdown_table",
+    "model_card",
+    "pipeline_of",
     "retrofit",
     "set_share",
 ]

@@ -3,7 +3,9 @@
 Shapes: B batch, T tokens, D model channels, H head channels.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from chiaroscuro.mixers import Context, Flops, Mixer
 from chiaroscuro.modeling.cache import RoutedCacheLayer
+from chiaroscuro.modeling.card import CARD, model_card
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.layer import ChiarLayer, RoutingTrace
 from chiaroscuro.ops import rotary_tables
@@ -57,6 +60,15 @@ class ChiarPreTrainedModel(PreTrainedModel):
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Nothing: what a folder needs to be loaded with `trust_remote_code` is saved with the configuration."""
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """With a model card, where there is none yet."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        card = Path(save_directory) / CARD
+        if is_main_process and card.parent.is_dir() and not card.exists():
+            model_card(self).save(card)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 from transformers.trainer_callback import PrinterCallback
 
 from chiaroscuro.flops import flops_ratios
+from chiaroscuro.modeling import CARD
 from chiaroscuro.routing import calibrate
+from chiaroscuro.training.card import run_card
 from chiaroscuro.training.checkpoints import discard_drafts, last_whole, steps_of
 from chiaroscuro.training.folder import (
     CHECKPOINTS,
@@ -92,6 +94,7 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     model.save_pretrained(out)
     task.tokenizer.model_max_length = config.max_position_embeddings
     task.tokenizer.save_pretrained(out)
+    run_card(model, results).save(out / CARD)
     write_json(out / RESULTS, results)
     return results
 
