@@ -274,7 +274,7 @@ def tokens(
         out.mkdir(parents=True, exist_ok=True)
     test = task.windows["test"]
     spread = range(0, len(test), max(1, len(test) // windows))[:windows]
-    set_seed(loaded.results.get("seed", 0))
+    set_seed(task.plan.seed)
     found = analysis.study_tokens(
         loaded.model,
         task.build(loaded.model.config).eval(),

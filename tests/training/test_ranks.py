@@ -15,7 +15,8 @@ import torch
 from tests.helpers import ids, tiny_config
 
 from chiaroscuro import ChiarForCausalLM
-from chiaroscuro.training import TrainingPlan, load_run, prepare, read_json, train
+from chiaroscuro.modeling import read_json
+from chiaroscuro.training import TrainingPlan, load_run, prepare, train
 
 pytestmark = pytest.mark.usefixtures("cache")
 

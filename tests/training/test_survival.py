@@ -19,7 +19,8 @@ import torch
 from transformers import TrainerCallback
 
 from chiaroscuro import cli
-from chiaroscuro.training import NotSaved, Stopped, Task, TrainingPlan, load_run, prepare, read_json, train
+from chiaroscuro.modeling import read_json
+from chiaroscuro.training import NotSaved, Stopped, Task, TrainingPlan, load_run, prepare, train
 from chiaroscuro.training.checkpoints import SUMS
 from chiaroscuro.training.stop import StopAtSignal
 

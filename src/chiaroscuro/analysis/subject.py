@@ -7,13 +7,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from chiaroscuro.modeling import RECIPES, ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro.modeling import (
+    RECIPES,
+    ChiarConfig,
+    ChiarForCausalLM,
+    ChiarForSequenceClassification,
+    causal_class,
+    load_config,
+    load_model,
+    parameter_count,
+)
 from chiaroscuro.routing import calibrate
-from chiaroscuro.training import RESULTS, load_run, read_json, task_of
+from chiaroscuro.training import RESULTS, load_run, task_of
 
 ROWS, TOKENS = 8, 128
+MOST = 10**9  # parameters of a model without weights: it is built, and copied in float64
 SMALL = {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 4}
 
 
@@ -28,19 +38,21 @@ def subject(name: str, data: str | None = None) -> tuple[PreTrainedModel, Tensor
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name} is neither a folder with a config.json nor a recipe; recipes: {', '.join(RECIPES)}")
-    ours = read_json(folder / "config.json").get("model_type") == ChiarConfig.model_type
-    if ours and (data is not None or (folder / RESULTS).exists()):
+    config = load_config(folder)
+    if isinstance(config, ChiarConfig) and (data is not None or (folder / RESULTS).exists()):
         run = load_run(folder)
         windows = task_of(run, data).windows["test"]
         model = run.model.model if isinstance(run.model, ChiarForSequenceClassification) else run.model
         return model, windows.batch(range(min(ROWS, len(windows))))
     if data is not None:
         raise ValueError(f"--data is encoded with the tokenizer of a run, and {name} is none")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    cls = causal_class(config)
     if any(folder.glob("*.safetensors")):
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model = load_model(cls, folder, config)
+    elif parameter_count(cls, config) <= MOST:
+        model = cls(config)
     else:
-        model = AutoModelForCausalLM.from_config(config)
+        raise ValueError(f"{name} describes more than {MOST:,} parameters and has no weights: give it smaller sizes")
     return model, _random_tokens(config.vocab_size, getattr(config, "max_position_embeddings", TOKENS))
 
 

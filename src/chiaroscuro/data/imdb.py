@@ -7,12 +7,14 @@ ending in `.gz`: an object per line with `text` and, but for the last file, `lab
 import gzip
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from chiaroscuro.data.hub import from_hub
 
 HELD_OUT = 0.1  # of the training reviews, for validation
+MOST_EXPANSION = 30  # of a compressed file; English shrinks to a third
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,25 @@ def _read(folder: Path, name: str) -> list[tuple[str, int | None]]:
     if path is None:
         raise ValueError(f"no reviews in {folder}: {name}.jsonl or {name}.jsonl.gz is missing")
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            lines = [json.loads(line) for line in file if line.strip()]
-        return [(line["text"], line.get("label")) for line in lines]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        lines = [json.loads(line) for line in _content(path).splitlines() if line.strip()]
+        reviews = [(line["text"], line.get("label")) for line in lines]
+        for text, _ in reviews:
+            text.encode()  # half of a surrogate pair cannot be
+        return reviews
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or holds no reviews ({error})") from error
+
+
+def _content(path: Path) -> bytes:
+    """Of a file that is possibly compressed. Raises ValueError when it grows as no text does."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    most = max(2**20, MOST_EXPANSION * path.stat().st_size)
+    with gzip.open(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it expands to more than {MOST_EXPANSION} times its size")
+    return content
 
 
 def _from_hub(*splits: str) -> dict[str, list[tuple[str, int | None]]]:

@@ -17,9 +17,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """
     if vocab_size < 257:
         raise ValueError(f"a byte-level vocabulary needs at least 257 entries, got {vocab_size}")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -33,22 +31,40 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in `folder`: `tokenizer.json`, or `vocab.json` and `merges.txt` as GPT-2's is published.
 
-    Raises ValueError when neither is there or the file cannot be read.
+    Raises ValueError when neither is there, the file cannot be read, or its ids are not those from 0 on.
     """
     saved = folder / "tokenizer.json"
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     try:
         if saved.is_file():
-            return wrap(Tokenizer.from_file(str(saved)))
-        if vocabulary.is_file() and merges.is_file():
-            tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
-            tokenizer.add_special_tokens([END_OF_TEXT])
-            return wrap(tokenizer)
-    except Exception as error:  # the library raises bare Exception for a file it cannot parse
+            tokenizer = Tokenizer.from_file(str(saved))
+        elif vocabulary.is_file() and merges.is_file():
+            tokenizer = _gpt2(vocabulary, merges)
+        else:
+            raise FileNotFoundError
+    except FileNotFoundError as error:
+        raise ValueError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception for what it cannot parse, and may panic
         raise ValueError(f"the tokenizer in {folder} cannot be read: {error}") from error
-    raise ValueError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
+    # Before it is wrapped: what lies between two ids far apart would be filled.
+    if sorted(tokenizer.get_vocab().values()) != list(range(tokenizer.get_vocab_size())):
+        raise ValueError(f"the tokenizer in {folder} cannot be used: its ids are not those from 0 to its size")
+    return wrap(tokenizer)
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _gpt2(vocabulary: Path, merges: Path) -> Tokenizer:
+    tokenizer = _byte_level(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:

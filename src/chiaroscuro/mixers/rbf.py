@@ -48,6 +48,8 @@ class RBFMixer(Mixer):
     def reset_parameters(self) -> None:
         init.constant_(self.log_gamma, -math.log(2 * self.hidden_size))
         init.zeros_(self.centre_D)
+        if self.frequencies_FD.is_meta:  # these take time and memory wherever they go
+            return
         init.copy_(self.frequencies_FD, random_frequencies(self.features, self.hidden_size))
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from chiaroscuro.modeling.card import CARD, markdown_table, model_card, pipeline
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.heads import ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification
 from chiaroscuro.modeling.layer import RoutingTrace
+from chiaroscuro.modeling.loading import causal_class, load_config, load_model, parameter_count, read_json
 from chiaroscuro.modeling.model import ChiarModel
 from chiaroscuro.modeling.recipes import RECIPES
 from chiaroscuro.modeling.retrofit import load_retrofitted, retrofit, set_share
@@ -27,10 +28,15 @@ __all__ = [
     "ChiarForSequenceClassification",
     "ChiarModel",
     "RoutingTrace",
+    "causal_class",
+    "load_config",
+    "load_model",
     "load_retrofitted",
     "markdown_table",
     "model_card",
+    "parameter_count",
     "pipeline_of",
+    "read_json",
     "retrofit",
     "set_share",
 ]

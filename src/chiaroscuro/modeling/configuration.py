@@ -1,8 +1,8 @@
 """The configuration of a CHIAR-Former."""
 
 import dataclasses
-import math
 import os
+import sys
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,8 +29,10 @@ _NUMBERS = {
     "attention_dropout": 0.0,
     "layer_norm_eps": 0.0,
     "initializer_range": 0.0,
+    "dct_filter_start": -sys.float_info.max,
 }
 LAYERS = 4
+LONGEST = 10_000  # of what is listed: layers, labels
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -111,16 +113,26 @@ class ChiarConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for name in ("recipe", "router"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a name, got {getattr(self, name)!r}")
         plan = recipe_named(self.recipe).plan
+        _check_operators(self.layer_operators)
         if self.num_hidden_layers is None:
             self.num_hidden_layers = LAYERS if self.layer_operators is None else len(self.layer_operators)
         if self.layer_operators is None:
-            _check_size("num_hidden_layers", self.num_hidden_layers)
+            _check_size("num_hidden_layers", self.num_hidden_layers, LONGEST)
             self.layer_operators = plan(self.num_hidden_layers)
         self.layer_operators = [list(operators) for operators in self.layer_operators]
+        _check_size("hidden_size", self.hidden_size)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        super().__post_init__(**kwargs)
+        if kwargs.get("num_labels") is not None:
+            _check_size("num_labels", kwargs["num_labels"], LONGEST)
+        try:
+            super().__post_init__(**{name: value for name, value in kwargs.items() if value is not None})
+        except (AttributeError, LookupError, OverflowError, TypeError) as error:
+            raise ValueError(f"a field that all models of transformers have does not fit: {error}") from error
         self.validate()
 
     @classmethod
@@ -178,7 +190,7 @@ class ChiarConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name, least in _NUMBERS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+            if not _is_number(value) or not least <= value <= sys.float_info.max:
                 raise ValueError(f"{name} must be a number of at least {least:g}, got {value!r}")
         assert self.layer_operators is not None
         if len(self.layer_operators) != self.num_hidden_layers:
@@ -212,12 +224,39 @@ class ChiarConfig(PreTrainedConfig):
         if (self.tau_low is None) != (self.tau_high is None):
             raise ValueError("give both tau_low and tau_high, or neither")
         if self.tau_low is not None and self.tau_high is not None:
+            if not _is_number(self.tau_low) or not _is_number(self.tau_high):
+                raise ValueError(f"tau_low and tau_high must be numbers, got {self.tau_low!r} and {self.tau_high!r}")
             check_thresholds(self.tau_low, self.tau_high)
+        for task, labels in _items(self.task_labels):
+            _check_size(f"task_labels[{task!r}]", labels, LONGEST)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            for token in value if isinstance(value, list) and name == "eos_token_id" else [value]:
+                if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+                    raise ValueError(f"{name} must be a token's id or none, got {value!r}")
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
-def _check_size(name: str, value: Any) -> None:
+def _check_size(name: str, value: Any, most: int = 2**63 - 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name} is {value}, and at most {most} are believed")
+
+
+def _check_operators(layers: Any) -> None:
+    listed = isinstance(layers, list | tuple) and all(isinstance(names, list | tuple) for names in layers)
+    if layers is not None and not (listed and all(isinstance(name, str) for names in layers for name in names)):
+        raise ValueError(f"layer_operators must list the names of operators per layer, got {layers!r}")
+
+
+def _items(labels: Any) -> list[tuple[str, Any]]:
+    if labels is not None and not isinstance(labels, dict):
+        raise ValueError(f"task_labels must give a number of labels per task, got {labels!r}")
+    return list((labels or {}).items())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

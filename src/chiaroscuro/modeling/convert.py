@@ -1,20 +1,19 @@
 """Read a checkpoint of the paper's public code into a `ChiarForCausalLM`.
 
-Such a file is a pickle holding `{"step", "model": state_dict, "val_ppl", "cfg"}`. It is read with
-`weights_only=True`, so that nothing in it is run. Two facts about that code are built into the result: its filter
-acts as 2 C^T diag(w) C with C the orthonormal DCT, so w is doubled, and its entropy counts the energy of the constant
-coefficient twice (`entropy_dc_weight`).
+Such a file is an archive of torch holding `{"step", "model": state_dict, "val_ppl", "cfg"}`. Two facts about that code
+are built into the result: its filter acts as 2 C^T diag(w) C with C the orthonormal DCT, so w is doubled, and its
+entropy counts the energy of the constant coefficient twice (`entropy_dc_weight`).
 """
 
-import pickle
 import re
-import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from chiaroscuro.modeling.archive import check_tensors, load_archive
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.heads import ChiarForCausalLM
 
@@ -27,7 +26,6 @@ _NORMS_AND_FEED_FORWARD = {
     "ffn_norm.": "feed_forward_norm.",
 }
 
-
 _OUTSIDE_LAYERS = {
     "token_emb.weight",
     "lm_head.weight",
@@ -37,41 +35,30 @@ _OUTSIDE_LAYERS = {
     "meta_router.gate_proj.bias",
 }
 
-# What torch.load raises for a file that is cut off, is no checkpoint, or refers to what it does not hold.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-
 
 def convert(checkpoint: Path) -> ChiarForCausalLM:
     """The model in `checkpoint`, in the dtype of its weights. Raises ValueError when it is not such a checkpoint."""
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        # torch's own text is advice to load what is not trusted all the same.
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        raise ValueError(f"{checkpoint} is not a readable checkpoint of the paper's code ({cause})") from error
+    content = load_archive(checkpoint)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or "cfg" not in content:
         raise ValueError(
             f"{checkpoint} does not hold the entries 'model' and 'cfg' of a checkpoint of the paper's code"
         )
+    check_tensors(content["model"].values(), checkpoint)
     try:
         return _model(content["model"], content["cfg"])
     except KeyError as error:
         raise ValueError(f"{checkpoint} lacks the entry {error}") from error
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # settings may be of any type and lead to any
         raise ValueError(f"{checkpoint} does not fit the model that its settings describe: {error}") from error
 
 
 def _model(weights: dict[str, Tensor], settings: dict[str, Any]) -> ChiarForCausalLM:
+    if settings["n_layers"] > len(weights):
+        raise ValueError(f"{settings['n_layers']} layers for {len(weights)} weights")
     config = _config(weights, settings)
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        # Sizes that are not those of the weights are found before there is memory for them.
+        ChiarForCausalLM(config).load_state_dict(_renamed(weights, config, settings), assign=True)
     model = ChiarForCausalLM(config)
     nn.Module.to(model, weights["token_emb.weight"].dtype)
     model.load_state_dict(_renamed(weights, config, settings))

@@ -15,10 +15,11 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from chiaroscuro.mixers import NO_CONTEXT, Context, DCTMixer, Flops, Mixer, NothingMixer, Work
 from chiaroscuro.mixers.flops import linear_flops
+from chiaroscuro.modeling.loading import causal_class, load_config, load_model
 from chiaroscuro.ops import Chosen, chosen_attention, rotate
 from chiaroscuro.routing import RoutedMixer, ShareRouter, calibrate
 
@@ -67,8 +68,7 @@ def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> Non
     """Attend for a share of the tokens in each routed layer of a retrofitted model, those with the highest entropy, as
     found on `input_ids_BT`, some thousand tokens of held-out text. Raises ValueError for a share outside [0, 1] and for
     a model that was not retrofitted."""
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"share must lie in [0, 1], got {share}")
+    _check_share(share)
     routers = [module for module in model.modules() if isinstance(module, ShareRouter)]
     if not routers or not hasattr(model.config, SETTINGS):
         raise ValueError(f"this {type(model).__name__} was not retrofitted")
@@ -82,13 +82,14 @@ def load_retrofitted(folder: Path | str, **kwargs: Any) -> PreTrainedModel:
     """A retrofitted model from the folder that its `save_pretrained` made; `kwargs` as for `from_pretrained`. (Other
     ways to load it give the model without routing, and a warning of weights that are not used.) Raises ValueError when
     the model in `folder` was not retrofitted."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    settings: dict[str, Any] = getattr(config, SETTINGS, None) or {}
-    if not settings:
+    config = load_config(Path(folder))
+    settings: Any = getattr(config, SETTINGS, None)
+    if not isinstance(settings, dict) or set(settings) != {"layers", "light", "share"}:
         raise ValueError(f"the model in {folder} was not retrofitted")
-    cls = AutoModelForCausalLM._model_mapping[type(config)]
+    _check_share(settings["share"])
+    cls: Any = causal_class(config)
 
-    class Retrofitted(cls):  # type: ignore[misc, valid-type]
+    class Retrofitted(cls):
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             super().__init__(config, *args, **kwargs)
             retrofit(self, settings["layers"], settings["light"], check=False)
@@ -97,9 +98,9 @@ def load_retrofitted(folder: Path | str, **kwargs: Any) -> PreTrainedModel:
                     router.share = settings["share"]
             setattr(self.config, SETTINGS, settings)
 
-    model = Retrofitted.from_pretrained(folder, config=config, local_files_only=True, **kwargs)
+    model = load_model(Retrofitted, Path(folder), config, **kwargs)
     model.__class__ = cls
-    return cast(PreTrainedModel, model)
+    return model
 
 
 class RoutedAttention(nn.Module):
@@ -308,6 +309,11 @@ def _usable(mask: Tensor | None, past: Any, T: int, K: int) -> Tensor | None:
         if wrong_BT.any():
             raise ValueError("retrofitted attention takes a causal mask with padding, no windows and no packed texts")
     return usable_BK
+
+
+def _check_share(share: Any) -> None:
+    if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+        raise ValueError(f"share must lie in [0, 1], got {share!r}")
 
 
 def _route(attention: Any, light: Light) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chiaroscuro.modeling import read_json
 from chiaroscuro.studies.runner import Places, read_results
 from chiaroscuro.studies.study import Study
 from chiaroscuro.studies.table import Row, best_runs, rows
-from chiaroscuro.training import read_json
 
 # The 97.5th percentile of Student's t for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

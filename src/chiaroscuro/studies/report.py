@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from chiaroscuro.modeling import read_json
 from chiaroscuro.studies.claims import CLAIMS, Claim
 from chiaroscuro.studies.evidence import Finished, finished
 from chiaroscuro.studies.runner import Unfinished
 from chiaroscuro.studies.study import Study
-from chiaroscuro.training import read_json
 
 HEAD = """# What holds
 

@@ -19,8 +19,9 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import chiaroscuro
+from chiaroscuro.modeling import read_json
 from chiaroscuro.studies.study import Study, StudyRun
-from chiaroscuro.training import TrainingPlan, prepare, read_json, versions, write_json
+from chiaroscuro.training import TrainingPlan, prepare, versions, write_json
 
 ROOMS = ("ops", "mixers", "routing", "modeling", "flops", "data", "training", "evaluation")
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers.utils import logging
 
-from chiaroscuro.training import METRICS, PLAN, Diverged, TrainingPlan, prepare, read_json, train, write_json
+from chiaroscuro.modeling import read_json
+from chiaroscuro.training import METRICS, PLAN, Diverged, TrainingPlan, prepare, train, write_json
 
 CURVE = ("step", "loss", "routing", "utilisation_entropy")
 
@@ -17,7 +18,7 @@ def run(plan_file: Path, folder: Path, result_file: Path) -> None:
     """Train by the plan in `folder`, going on from a checkpoint if there is one, and write the result with the
     curve. That a run diverged is a result too."""
     logging.set_verbosity_error()
-    plan = TrainingPlan(**read_json(plan_file))
+    plan = TrainingPlan.read(read_json(plan_file), plan_file)
     resume = (folder / PLAN).exists()
     try:
         results = train(plan, prepare(plan), folder, resume)

@@ -8,7 +8,6 @@ from chiaroscuro.training.folder import (
     Run,
     load_run,
     new_run_folder,
-    read_json,
     versions,
     write_json,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "new_run_folder",
     "prepare",
     "ranks",
-    "read_json",
     "started_plan",
     "task_of",
     "train",

@@ -10,6 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
+from chiaroscuro.modeling import read_json
+
 PREFIX, SUMS, DRAFTS = "checkpoint-", "sums.json", "drafts"
 KEPT = 2
 
@@ -67,8 +69,8 @@ def _sum(path: Path) -> str:
 
 def _fault(checkpoint: Path) -> str | None:
     try:
-        written = json.loads((checkpoint / SUMS).read_text())
-    except (OSError, ValueError):
+        written = read_json(checkpoint / SUMS)
+    except ValueError:
         return f"{SUMS} is missing or not whole"
     found = _sums(checkpoint)
     missing = sorted(set(written) - set(found))

@@ -17,14 +17,24 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 import chiaroscuro
 from chiaroscuro.data import load_tokenizer
-from chiaroscuro.modeling import ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification
+from chiaroscuro.modeling import (
+    ChiarConfig,
+    ChiarForCausalLM,
+    ChiarForMixedTasks,
+    ChiarForSequenceClassification,
+    load_config,
+    load_model,
+    read_json,
+)
 
-RESULTS, METRICS, PLAN, CHECKPOINTS = "results.json", "metrics.jsonl", "plan.json", "checkpoints"
+RESULTS = "results.json"
+METRICS = "metrics.jsonl"
+PLAN = "plan.json"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -58,32 +68,19 @@ def load_run(folder: Path) -> Run:
     """Read a run folder. Raises ValueError naming the file that is missing or damaged."""
     if not folder.is_dir():
         raise ValueError(f"no run folder at {folder}")
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is not a run folder: {name} is missing")
-    architectures = read_json(folder / "config.json").get("architectures") or ["ChiarForCausalLM"]
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a run folder: config.json is missing")
+    config = load_config(folder)
     known = {cls.__name__: cls for cls in (ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification)}
-    if architectures[0] not in known:
-        raise ValueError(f"{folder} holds a {architectures[0]}; known models: {', '.join(known)}")
-    try:
-        model = known[architectures[0]].from_pretrained(folder, local_files_only=True).eval()
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{folder / 'model.safetensors'} is damaged ({error}): train again or restore it") from error
+    names = config.architectures or ["ChiarForCausalLM"]
+    if not isinstance(config, ChiarConfig) or names not in [[name] for name in known]:
+        raise ValueError(f"{folder} holds a {names} of type {config.model_type!r}; known models: {', '.join(known)}")
+    model: Any = load_model(known[names[0]], folder, config)
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} entries and the model {config.vocab_size}")
     results = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
-    return Run(folder, model, load_tokenizer(folder), results)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError when the file is missing or not a JSON object."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it or train again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object")
-    return content
+    return Run(folder, model, tokenizer, results)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -94,12 +91,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Take out of a file of metrics what was logged after `step`, and a last line that is not whole."""
+    """Take out of a file of metrics what was logged after `step`, and a last line that is not whole. Raises ValueError
+    when another line is damaged."""
     if not path.exists():
         return
-    kept = []
+    kept: list[str] = []
     for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
+        if not line.endswith("\n"):
+            break
+        try:
+            logged = json.loads(line)["step"]
+        except (ValueError, RecursionError, LookupError, TypeError) as error:
+            raise ValueError(f"line {len(kept) + 1} of {path} is damaged ({error})") from error
+        if logged > step:
             break
         kept.append(line)
     temporary = path.with_suffix(".tmp")

@@ -25,7 +25,6 @@ class MixedTasks(LanguageModelling):
 
     def __init__(self, plan: TrainingPlan):
         super().__init__(plan)
-        self.plan = plan
         self.extras = {
             name: Classification(replace(plan, task=name, data=source, mixed={}), self.tokenizer)
             for name, source in plan.mixed.items()
@@ -94,7 +93,9 @@ def task_of(run: Run, data: str | None = None) -> Task:
     """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data. Raises
     ValueError when neither is known."""
     longest = min(TrainingPlan.seq_len, run.model.config.max_position_embeddings)
-    plan = {"recipe": run.model.config.recipe, "seq_len": longest} | run.results.get("plan", {})
+    made_by = run.results.get("plan")
+    plan = {"recipe": run.model.config.recipe, "seq_len": longest} | (made_by if isinstance(made_by, dict) else {})
     if data is None and "data" not in plan:
         raise ValueError(f"{run.folder / RESULTS} does not say what the run was trained on: give --data")
-    return prepare(TrainingPlan(**(plan | {"tokenizer": str(run.folder)} | ({"data": data} if data else {}))))
+    plan |= {"tokenizer": str(run.folder)} | ({"data": data} if data else {})
+    return prepare(TrainingPlan.read(plan, run.folder / RESULTS))

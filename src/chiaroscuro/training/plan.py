@@ -1,7 +1,8 @@
 """What a training run is told: the recipe, the text, and the budget."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from chiaroscuro.modeling import ChiarConfig
 from chiaroscuro.modeling.recipes import recipe_named
@@ -49,6 +50,16 @@ class TrainingPlan:
     bf16: bool = False
     fields: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
 
+    @classmethod
+    def read(cls, content: dict[str, Any], source: Path) -> Self:
+        """A plan from what was written of one. Raises ValueError naming `source` for a field that is not known or not
+        of its type."""
+        kinds = get_type_hints(cls)
+        for name, value in content.items():
+            if name not in kinds or not _is_a(kinds[name], value):
+                raise ValueError(f"{source} holds no plan of a run: {name} is {value!r}")
+        return cls(**content)
+
     def __post_init__(self) -> None:
         recipe_named(self.recipe)
         for name in ("vocab_size", "steps", "batch_size", "calibrate_every"):
@@ -80,3 +91,11 @@ class TrainingPlan:
                 f"{self.recipe!r} takes: use a smaller --seq-len"
             )
         return config
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a value has the type of an annotation, among those that a plan has."""
+    if get_origin(kind) is dict:
+        of_values = get_args(kind)[1]
+        return isinstance(value, dict) and all(_is_a(of_values, each) for each in value.values())
+    return kind is Any or isinstance(value, kind | int if kind is float else kind)

@@ -1,6 +1,7 @@
 """Train a model by a plan, measure it on held-out text, and leave a run folder."""
 
 import json
+import pickle
 import signal
 import time
 import warnings
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 from transformers.trainer_callback import PrinterCallback
 
 from chiaroscuro.flops import flops_ratios
-from chiaroscuro.modeling import CARD
+from chiaroscuro.modeling import CARD, read_json
 from chiaroscuro.routing import calibrate
 from chiaroscuro.training.card import run_card
 from chiaroscuro.training.checkpoints import discard_drafts, last_whole, steps_of
@@ -24,7 +25,6 @@ from chiaroscuro.training.folder import (
     RESULTS,
     cut_metrics,
     new_run_folder,
-    read_json,
     versions,
     write_json,
 )
@@ -100,10 +100,13 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
 
 
 def _fit(trainer: RoutingTrainer, stop: StopAtSignal, checkpoint: Path | None, out: Path) -> None:
-    """Take the steps that are left. Raises Stopped after a signal, and OSError when another process died."""
+    """Take the steps that are left. Raises Stopped after a signal, OSError when another process died, and ValueError
+    for a checkpoint that is whole and yet none of this program's."""
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except pickle.UnpicklingError as error:  # its text is advice to load what is not trusted all the same
+        raise ValueError(f"{checkpoint} holds more than the state of a run, and nothing of it was run") from error
     except RuntimeError as error:
         if ranks().num_processes == 1:
             raise
@@ -166,7 +169,7 @@ def started_plan(out: Path) -> TrainingPlan:
     """The plan of the run in `out`. Raises ValueError when there is none."""
     if not (out / PLAN).is_file():
         raise ValueError(f"nothing to resume in {out}: it holds no {PLAN}")
-    return TrainingPlan(**read_json(out / PLAN))
+    return TrainingPlan.read(read_json(out / PLAN), out / PLAN)
 
 
 def _check_same_plan(plan: TrainingPlan, started: TrainingPlan) -> None:

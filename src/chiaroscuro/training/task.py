@@ -44,6 +44,7 @@ class Task(ABC):
     collate: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]] | None = None
 
     def __init__(self, plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, tokens: dict[str, np.ndarray]):
+        self.plan = plan
         self.tokenizer = tokenizer
         held_out = None if plan.eval_tokens is None else -(-plan.eval_tokens // (plan.seq_len - 1))
         counts = {"train": None, "validation": held_out, "test": held_out}
