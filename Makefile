@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-oldest test-newest check docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/chiaroscuro compare
@@ -11,10 +11,22 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
+# The suite with the oldest versions of the dependencies that are allowed, and with the newest.
+test-oldest test-newest: test-%:
+	rm -rf $(VENV)-$*
+	$(PYTHON) -m venv $(VENV)-$*
+	$(PYTHON) scripts/versions.py $* > $(VENV)-$*/constraints.txt
+	$(VENV)-$*/bin/pip install --quiet --constraint $(VENV)-$*/constraints.txt torch
+	$(VENV)-$*/bin/pip install --quiet --constraint $(VENV)-$*/constraints.txt --editable '.[corpus,data,eval,dev]'
+	OMP_NUM_THREADS=1 $(VENV)-$*/bin/pytest --numprocesses 2 --dist loadfile
+
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -28,4 +40,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest site

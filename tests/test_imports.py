@@ -16,7 +16,7 @@ FLOORS = [
     {"cli", "tables", "app"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-ROOMS = {path.stem for path in SOURCE.iterdir() if not path.stem.startswith("__")}
+ROOMS = {path.stem for path in SOURCE.iterdir() if not path.stem.startswith("__") and path.name != "py.typed"}
 
 
 def imports(code: str) -> list[str]:
