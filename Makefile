@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-oldest test-newest check docs format clean
+.PHONY: demo test test-page test-oldest test-newest check docs screenshots format clean
 
 demo: $(INSTALLED)
 	$(BIN)/chiaroscuro compare
@@ -11,13 +11,18 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
+# The page in a browser, which is installed if there is none.
+test-page: $(INSTALLED)
+	command -v chromium > /dev/null || apt-get install --yes --quiet chromium
+	$(BIN)/pytest tests/app
+
 # The suite with the oldest versions of the dependencies that are allowed, and with the newest.
 test-oldest test-newest: test-%:
 	rm -rf $(VENV)-$*
 	$(PYTHON) -m venv $(VENV)-$*
 	$(PYTHON) scripts/versions.py $* > $(VENV)-$*/constraints.txt
 	$(VENV)-$*/bin/pip install --quiet --constraint $(VENV)-$*/constraints.txt torch
-	$(VENV)-$*/bin/pip install --quiet --constraint $(VENV)-$*/constraints.txt --editable '.[corpus,data,eval,dev]'
+	$(VENV)-$*/bin/pip install --quiet --constraint $(VENV)-$*/constraints.txt --editable '.[app,corpus,data,eval,dev]'
 	OMP_NUM_THREADS=1 $(VENV)-$*/bin/pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)
@@ -28,6 +33,9 @@ check: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+screenshots: $(INSTALLED)
+	$(BIN)/python scripts/screenshots.py
+
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -36,7 +44,7 @@ format: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(shell grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[corpus,data,eval,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[app,corpus,data,eval,dev]'
 	touch $@
 
 clean:

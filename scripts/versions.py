@@ -15,7 +15,7 @@ pinned = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.
 print(f"torch=={os.environ.get('TORCH', pinned)}")
 if sys.argv[1] == "oldest":
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][name] for name in ("corpus", "data", "eval"))
+    extras = (project["optional-dependencies"][name] for name in ("app", "corpus", "data", "eval"))
     for requirement in [*project["dependencies"], *(each for extra in extras for each in extra)]:
         name, version = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()
         if name != "torch":

@@ -3,8 +3,12 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,7 +144,7 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["tokens", "RUN", "--out", "EMPTY"], "EMPTY"),
         (["bench", "op", "--length", "8", "--hidden-size", "30"], "does not divide into 8 heads"),
         (["bench", "op", "--plot", "plot.png"], "--plot needs --length"),
-        (["convert", "TAKEN", "out"], "not a readable checkpoint of the paper's code (Is a directory)"),
+        (["convert", "TAKEN", "out"], "not a readable checkpoint (Is a directory)"),
         (["convert", "EMPTY", "out"], "not a readable checkpoint"),
         (["convert", "absent.pt", "out"], "absent.pt"),
     ],
@@ -183,9 +187,9 @@ def test_audit_passes_a_run_and_names_what_fails(call, run, tmp_path):
     assert {each["holds"] for each in json.loads(out)} == {True}
     broken = tmp_path / "broken"
     shutil.copytree(run, broken)
-    config = json.loads((broken / "config.json").read_text())
-    # Its weights lack a MetaRouter, which therefore starts as it starts in training.
-    (broken / "config.json").write_text(json.dumps(config | {"meta_router": "paper"}))
+    with pytest.warns(UserWarning, match="its logits leak"):
+        # Its weights lack a MetaRouter, which therefore starts as it starts in training.
+        ChiarForCausalLM.from_pretrained(run, meta_router="paper").save_pretrained(broken)
     with pytest.warns(UserWarning, match="its logits leak"):
         code, out, _ = call("audit", broken)
     assert code == 1
@@ -203,3 +207,41 @@ def test_eval_with_a_stride_says_so_and_is_refused_for_a_bad_one(call, run):
     code, _, error = call("eval", run, "--stride", 33)
     assert code == 2
     assert "stride must be at least 1 and less than the window of 33 tokens" in error
+
+
+def test_route_writes_a_page(call, run, tmp_path):
+    code, _, _ = call("route", run, "a <b>", "--html", tmp_path / "route.html", "--by", "loss")
+    assert code == 0
+    assert "highest loss" in (tmp_path / "route.html").read_text()
+    code, _, err = call("route", run, "a", "--html", tmp_path / "route.html", "--by", "luck")
+    assert code == 2
+    assert "unknown colouring 'luck'; known: operator, entropy, loss" in err
+
+
+def test_plot_writes_the_figures_of_a_run(call, run, tmp_path):
+    code, out, _ = call("plot", run, "--out", tmp_path / "figures")
+    assert code == 0
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {"loss.png", "shares.png", "utilisation.png", "entropies.png"}
+    assert all(name in out for name in names)
+
+
+def test_app_serves_the_last_run_and_says_so(run, tmp_path):
+    shutil.copytree(run, tmp_path / "runs" / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "chiaroscuro", "app", "--port", str(port)]
+    server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/config") as answer:
+                page = answer.read().decode()
+                break
+            time.sleep(0.2)
+        assert "Showing the last run found, runs/one." in page
+        assert f"http://127.0.0.1:{port}" in server.stdout.readline()
+    finally:
+        server.terminate()
+        server.wait(30)

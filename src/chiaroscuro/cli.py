@@ -235,15 +235,21 @@ def route(
     run: RunFolder,
     text: Annotated[str, typer.Argument(help="the text to route")],
     png: Annotated[Path | None, typer.Option(help="write a picture to this file as well")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page with what is known of each token on hover")] = None,
+    by: Annotated[str, typer.Option(help="what the page is coloured by: operator, entropy or loss")] = "operator",
     as_json: AsJson = False,
 ) -> None:
     """Show which operator each token of a text goes to, layer by layer."""
     from chiaroscuro import analysis
 
     loaded = load(run)
+    if by not in analysis.COLOURINGS:
+        raise ValueError(f"unknown colouring {by!r}; known: {', '.join(analysis.COLOURINGS)}")
     routed = analysis.route_text(loaded.model, loaded.tokenizer, text)
     if png is not None:
         analysis.png(routed, png)
+    if html is not None:
+        html.write_text(analysis.page(routed, f"{run}: where tokens go", by))
     if as_json:
         console.print_json(data=routed.as_dict())
     else:
@@ -449,6 +455,64 @@ def report(
     text = studies.report([study for study in studies.STUDIES.values() if study.name != "smoke"], results, page)
     page.write_text(text)
     print(f"written to {page}")
+
+
+@app.command(epilog="Example: chiaroscuro plot runs/mine")
+def plot(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="folder to write into; default: RUN/figures")] = None,
+) -> None:
+    """Draw how a run was trained: loss, shares and utilisation entropy by step, entropies against those of noise."""
+    from chiaroscuro import analysis
+    from chiaroscuro.training import task_of
+
+    loaded = load(run)
+    figures = analysis.training_figures(run)
+    entropies = analysis.entropy_figure(loaded.model, task_of(loaded).calibration_text())
+    if entropies is not None:
+        figures["entropies"] = entropies
+    out = out or run / "figures"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=120)
+        print(out / f"{name}.png")
+
+
+@app.command("app", epilog="Example: chiaroscuro app runs/compare-1/chiar runs/compare-1/full_attention")
+def serve(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN ...]", help="run folders; default: the last below runs/, or one trained now"),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; the default is seen by this machine only")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 7860,
+) -> None:
+    """Open a page that shows where tokens go, lets you intervene, writes, and draws how a run was trained."""
+    import os
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        from chiaroscuro import app as room
+    except ImportError as error:
+        raise ValueError(f"the page needs gradio: pip install 'chiaroscuro[app]' ({error})") from error
+
+    note, folders = "", runs or room.last_runs(Path("runs"))
+    if not runs and folders:
+        note = f"Showing the last run found, {folders[0]}."
+    if not folders:
+        from chiaroscuro.training import TrainingPlan, prepare, train
+
+        folders = [free_folder("demo")]
+        note = f"No run was given and none found, so a small model was trained on Shakespeare's plays: {folders[0]}."
+        print("No run given and none found: training a small one, about a minute.")
+        plan = TrainingPlan()
+        train(plan, prepare(plan), folders[0])
+    print(f"{note} The page: http://{host}:{port} (Ctrl-C ends it)".strip(), flush=True)
+    room.build(room.Shelf(folders), note).launch(
+        server_name=host, server_port=port, theme=room.THEME, css=room.CSS, ssr_mode=False, show_error=True, quiet=True
+    )
 
 
 def given(context: typer.Context) -> set[str]:

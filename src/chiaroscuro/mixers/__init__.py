@@ -1,7 +1,7 @@
 """The operators a token can be routed to, one nn.Module each, behind one interface; importing this registers them."""
 
 from chiaroscuro.mixers.attention import AttentionMixer
-from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, mixer_class, register_mixer
+from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, mixer_class, operator_names, register_mixer
 from chiaroscuro.mixers.controls import IdentityMixer, LinearMixer, NothingMixer
 from chiaroscuro.mixers.dct import DCTMixer
 from chiaroscuro.mixers.feed_forward import FeedForward
@@ -22,5 +22,6 @@ __all__ = [
     "RBFMixer",
     "Work",
     "mixer_class",
+    "operator_names",
     "register_mixer",
 ]

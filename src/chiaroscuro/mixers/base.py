@@ -118,6 +118,10 @@ def register_mixer(name: str) -> Callable[[type[M]], type[M]]:
     return register
 
 
+def operator_names() -> list[str]:
+    return sorted(_MIXERS)
+
+
 def mixer_class(name: str) -> type[Mixer]:
     """The mixer registered under `name`. Raises ValueError listing the known names."""
     if name not in _MIXERS:

@@ -3,7 +3,7 @@
 from chiaroscuro.routing.calibration import Calibration, calibrate, noise_thresholds
 from chiaroscuro.routing.collapse import starving, utilisation, utilisation_entropy
 from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatch
-from chiaroscuro.routing.force import forced
+from chiaroscuro.routing.force import at_share, forced
 from chiaroscuro.routing.meta import MetaRouter
 from chiaroscuro.routing.router import ROUTERS, Router, ShareRouter, ThresholdRouter, check_thresholds, router_class
 
@@ -17,6 +17,7 @@ __all__ = [
     "Routing",
     "ShareRouter",
     "ThresholdRouter",
+    "at_share",
     "calibrate",
     "check_thresholds",
     "dispatch",

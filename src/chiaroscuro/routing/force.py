@@ -4,13 +4,14 @@ Shapes: B batch, T tokens, O operators.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from chiaroscuro.routing.router import Router
+from chiaroscuro.routing.router import Router, ThresholdRouter
 
 
 @contextmanager
@@ -29,3 +30,27 @@ def forced(router: Router, choice_BT: Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def at_share(model: nn.Module, share: float) -> Iterator[None]:
+    """While it lasts, every router of `model` that has thresholds sends `share` of the tokens it is given, those with
+    the highest scores, to its last operator, and the others to its first; where tokens of equal score would be parted,
+    all of them to its first. Raises ValueError for a share outside [0, 1]."""
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share must lie in [0, 1], got {share}")
+    routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
+
+    def place_thresholds(router: Any, args: tuple[Tensor, ...]) -> None:
+        score = router.score(*args[:2]).flatten().sort().values
+        first = round((1.0 - share) * len(score))
+        # Between two scores, so that none lies on it; rounding in float32 would move what lies at one.
+        edges = torch.cat((score[:1] - 1, score, score[-1:] + 1))
+        place = float((edges[first] + edges[first + 1]) / 2)
+        router.set_thresholds(place, place)
+
+    with ExitStack() as stack:
+        for router in routers:
+            stack.callback(router.set_thresholds, *router.thresholds.tolist())
+            stack.callback(router.register_forward_pre_hook(place_thresholds).remove)
+        yield

@@ -1,0 +1,126 @@
+"""A `TextRoute` as HTML: every layer a row of coloured tokens, with what is known of each on hover.
+
+Nothing is fetched: style and colours are in the page. Tokens are escaped, and kept apart from each other's direction of
+writing.
+"""
+
+from html import escape
+from typing import Literal, get_args
+
+from chiaroscuro.analysis.render import colour, describe, ink, visible
+from chiaroscuro.analysis.routing import LayerRoute, Reading, Spent, TextRoute
+
+Colouring = Literal["operator", "entropy", "loss"]
+COLOURINGS: tuple[Colouring, ...] = get_args(Colouring)
+LIGHTEST, DARKEST = (0xF3, 0xE9, 0xD2), (0x1F, 0x2A, 0x44)
+STYLE = """
+.route { font-family: system-ui, sans-serif; line-height: 1.35; color: #1a1a1a; background: #fff; }
+.route h3 { font-size: 0.9rem; margin: 0.9em 0 0.2em; color: inherit; }
+.route .tokens { font-family: ui-monospace, monospace; font-size: 0.85rem; line-height: 1.75; margin: 0;
+  overflow-wrap: anywhere; white-space: pre-wrap; }
+.route bdi { padding: 0.1em 0; border-bottom: 1px solid #999; }
+.route bdi:hover { outline: 2px solid #c2410c; }
+.route table { border-collapse: collapse; font-size: 0.85rem; margin-top: 0.8em; }
+.route td, .route th { text-align: left; padding: 0.15em 0.8em 0.15em 0; border-bottom: 1px solid #ddd; }
+.route .key span { padding: 0.1em 0.6em; margin-right: 0.6em; border: 1px solid #999; display: inline-block; }
+"""
+
+
+def fragment(route: TextRoute, by: Colouring = "operator", waiting: str = "") -> str:
+    """The coloured rows, what they cost, and the style they need, for a page of any kind. waiting: a token at the end
+    that was not read yet."""
+    rows = "".join(_row(route, layer, by, waiting) for layer in route.layers)
+    costs = _costs(route) if isinstance(route, Reading) else ""
+    gate = "" if route.meta_gate is None else f"<p>MetaRouter gate of layer 1: mean {_mean(route.meta_gate):.3f}</p>"
+    return f'<style>{STYLE}</style><div class="route">{_key(route, by)}{rows}{gate}{costs}</div>'
+
+
+def page(route: TextRoute, title: str, by: Colouring = "operator") -> str:
+    """A whole file."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{fragment(route, by)}</body></html>\n'
+
+
+def _row(route: TextRoute, layer: LayerRoute, by: Colouring, waiting: str) -> str:
+    backgrounds = _backgrounds(route, layer, by)
+    tokens = "".join(
+        f'<bdi style="background:{background};color:{ink(background)}" title="{escape(_told(route, layer, index))}">'
+        f"{escape(visible(token))}</bdi>"
+        for index, (token, background) in enumerate(zip(route.tokens, backgrounds, strict=True))
+    )
+    if waiting:
+        tokens += f"<bdi>{escape(visible(waiting))}</bdi>"
+    return f'<h3>{escape(describe(layer))}</h3><p class="tokens" data-layer="{layer.layer + 1}">{tokens}</p>'
+
+
+def _backgrounds(route: TextRoute, layer: LayerRoute, by: Colouring) -> list[str]:
+    if by == "entropy" and layer.entropy:
+        return _shades(layer.entropy)
+    if by == "loss" and isinstance(route, Reading) and route.loss:
+        return ["#ffffff", *_shades(route.loss)]  # nothing comes before the first token
+    if by == "operator":
+        return [colour(layer.operators[index]) for index in layer.choice]
+    return ["#ffffff"] * len(route.tokens)
+
+
+def _shades(values: list[float]) -> list[str]:
+    """From the lightest for the least to the darkest for the largest."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    span = high - low or 1.0
+    return [_shade((value - low) / span) for value in values]
+
+
+def _shade(part: float) -> str:
+    channels = (round(light + part * (dark - light)) for light, dark in zip(LIGHTEST, DARKEST, strict=True))
+    return "#" + "".join(f"{channel:02x}" for channel in channels)
+
+
+def _told(route: TextRoute, layer: LayerRoute, index: int) -> str:
+    """What is known of a token in a layer, a line each."""
+    told = [f"token {index + 1}: {layer.operators[layer.choice[index]]}"]
+    if layer.entropy:
+        told.append(f"entropy {layer.entropy[index]:.4f}")
+        told.append(f"gate {layer.gate[index]:.3f}")
+    if layer.thresholds:
+        told.append("threshold " + ", ".join(f"{threshold:.4f}" for threshold in layer.thresholds))
+    if isinstance(route, Reading) and route.loss and index:
+        told.append(f"loss {route.loss[index - 1]:.2f} nats")
+        told.append(f"rank {route.rank[index - 1]}")
+    return "\n".join(told)
+
+
+def _key(route: TextRoute, by: Colouring) -> str:
+    if by == "operator":
+        operators = dict.fromkeys(name for layer in route.layers for name in layer.operators)
+        swatches = [(name, colour(name)) for name in operators]
+    else:
+        told = "of the layer" if by == "entropy" else "of the text"
+        swatches = [(f"lowest {by} {told}", _shade(0.0)), (f"highest {by} {told}", _shade(1.0))]
+    spans = "".join(
+        f'<span style="background:{shade};color:{ink(shade)}">{escape(name)}</span>' for name, shade in swatches
+    )
+    return f'<p class="key">{spans}</p>'
+
+
+def _costs(route: Reading) -> str:
+    rows = [*_flops(route.spent).items()]
+    if route.perplexity is not None:
+        rows.insert(0, ("perplexity of this text", f"{route.perplexity:.2f}"))
+    return "<table>" + "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows) + "</table>"
+
+
+def _flops(spent: Spent) -> dict[str, str]:
+    """FLOPs of a text beside those of full attention, in words."""
+    return {
+        "attention FLOPs": _beside(spent.attention, spent.full_attention),
+        "all FLOPs, planned": _beside(spent.total, spent.full_total),
+        "all FLOPs, executed": _beside(spent.executed, spent.full_total),
+    }
+
+
+def _beside(flops: float, full: float) -> str:
+    return f"{flops / 1e6:.2f} million, {flops / full:.3f} of full attention, {(full - flops) / 1e6:+.2f} million saved"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

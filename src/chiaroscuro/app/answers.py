@@ -1,0 +1,206 @@
+"""What the page answers with: functions of what a visitor asks, which keep nothing of it.
+
+Each answers in HTML or figures; what is wrong with a question, or with a run folder, is told in a line of HTML.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from html import escape
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from chiaroscuro.analysis import (
+    Colouring,
+    Force,
+    Reading,
+    entropy_figure,
+    fragment,
+    next_tokens,
+    route_text,
+    training_figures,
+    write_text,
+)
+from chiaroscuro.app.shelf import Shelf
+from chiaroscuro.modeling import ChiarForCausalLM
+from chiaroscuro.training import Run, task_of
+
+MOST_CHARACTERS, MOST_TOKENS = 20_000, 512
+CURVE = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+LIKELIEST = 5
+AS_ROUTED, NOBODY = "as routed", "nobody"
+
+
+@dataclass(frozen=True)
+class Change:
+    """An intervention as a visitor asks for it. share: of the tokens, in per cent, None: as calibrated. layer, token:
+    from 1, a token of 0 for all; operator: its name, or AS_ROUTED."""
+
+    share: float | None = None
+    layer: int = 1
+    token: int = 0
+    operator: str = AS_ROUTED
+
+    @property
+    def fraction(self) -> float | None:
+        return None if self.share is None else self.share / 100
+
+    @property
+    def force(self) -> list[Force]:
+        if self.operator == AS_ROUTED:
+            return []
+        return [Force(int(self.layer) - 1, int(self.token) - 1 if self.token else None, self.operator)]
+
+    @property
+    def nothing(self) -> bool:
+        return self.share is None and self.operator == AS_ROUTED
+
+
+def told(message: str) -> str:
+    return f'<p role="status">{escape(message)}</p>'
+
+
+def plainly(answer: Callable[..., str]) -> Callable[..., str]:
+    """What is wrong becomes the answer."""
+
+    @wraps(answer)
+    def answered(*arguments: Any) -> str:
+        try:
+            return answer(*arguments)
+        except (ValueError, OSError) as error:
+            return told(str(error))
+
+    return answered
+
+
+@plainly
+def read(shelf: Shelf, name: str, text: str, by: Colouring, change: Change) -> str:
+    """The coloured text, and what the change changed."""
+    if name == NOBODY or not text:
+        return ""
+    run = shelf.take(name)
+    text, notice = _cut(run, text)
+    before = route_text(run.model, run.tokenizer, text)
+    if change.nothing:
+        return notice + fragment(before, by)
+    after = route_text(run.model, run.tokenizer, text, change.fraction, change.force)
+    return notice + _difference(before, after) + _next(run, text, change, len(after.tokens)) + fragment(after, by)
+
+
+def curve(shelf: Shelf, name: str, text: str) -> Figure:
+    """Perplexity of a text against its attention FLOPs, as executed, at several shares. Raises ValueError for a
+    classifier, for a text of one token, and for a model whose routers have no thresholds."""
+    run = shelf.take(name)
+    text, _ = _cut(run, text)
+    routes = [route_text(run.model, run.tokenizer, text, share) for share in CURVE]
+    if not routes[0].loss:
+        raise ValueError("the curve needs a language model and a text of two tokens at least")
+    points = [_place(each) for each in routes]
+    if len({x for x, _ in points}) == 1:
+        raise ValueError("no layer of this model decides by thresholds, so there is no curve")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*points, strict=True), "o-", color="#1F2A44", label="highest entropy first")
+    for share, (x, y) in zip(CURVE, points, strict=True):
+        axes.annotate(f"{share:.0%}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    axes.plot(*_place(route_text(run.model, run.tokenizer, text)), "D", color="#C2410C", label="as calibrated")
+    axes.set(xlabel="FLOPs executed, of full attention's", ylabel="perplexity of this text")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _place(reading: Reading) -> tuple[float, float]:
+    return reading.spent.executed / reading.spent.full_total, reading.perplexity or math.nan
+
+
+def write(
+    shelf: Shelf, name: str, prompt: str, tokens: int, temperature: float, seconds: float = 30.0
+) -> Iterator[tuple[str, str]]:
+    """The text as it is written, and its speed in words."""
+    if name == NOBODY:
+        yield "", ""
+        return
+    try:
+        run = shelf.take(name)
+        if not isinstance(run.model, ChiarForCausalLM):
+            raise ValueError(f"{name} holds a classifier, which does not write")
+        if not prompt:
+            raise ValueError("give it something to go on from")
+        prompt, notice = _cut(run, prompt)
+        for written in write_text(run.model, run.tokenizer, prompt, tokens, temperature, seconds):
+            html = notice + fragment(written.route, waiting=written.waiting)
+            yield html, f"{run.model.config.recipe}: {written.speed:.0f} tokens per second"
+    except (ValueError, OSError) as error:
+        yield told(str(error)), ""
+
+
+def training(shelf: Shelf, name: str) -> dict[str, Figure]:
+    """The figures of a run, the entropies of its validation text among them where that is at hand."""
+    run = shelf.take(name)
+    figures = training_figures(run.folder)
+    try:
+        text = task_of(run).calibration_text()
+    except (ValueError, OSError):  # the data may be elsewhere; the rest is worth showing
+        return figures
+    entropies = entropy_figure(run.model, text)
+    return figures if entropies is None else figures | {"entropies": entropies}
+
+
+def _cut(run: Run, text: str) -> tuple[str, str]:
+    """What is read of a text, and a notice where that is not all."""
+    limit = min(MOST_TOKENS, run.model.config.max_position_embeddings)
+    shown = text[:MOST_CHARACTERS]
+    spans = run.tokenizer(shown, return_offsets_mapping=True)["offset_mapping"]
+    if len(spans) > limit:
+        shown = shown[: spans[limit - 1][1]]
+        # A token that ends within a character makes one more of what is left of it.
+        while len(run.tokenizer(shown)["input_ids"]) > limit:
+            shown = shown[:-1]
+    if shown == text:
+        return text, ""
+    return shown, told(f"Cut after {len(shown):,} of {len(text):,} characters: the page reads {limit} tokens at most.")
+
+
+def _difference(before: Reading, after: Reading) -> str:
+    flips = sum(
+        then != now
+        for old, new in zip(before.layers, after.layers, strict=True)
+        for then, now in zip(old.choice, new.choice, strict=True)
+    )
+    rows = [
+        ("tokens sent elsewhere, all layers", "", str(flips)),
+        (
+            "FLOPs executed, of full attention's",
+            *(f"{e.executed / e.full_total:.3f}" for e in (before.spent, after.spent)),
+        ),
+    ]
+    if before.perplexity is not None and after.perplexity is not None:
+        rows.append(("perplexity", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}"))
+    return _table(("", "as routed", "changed"), rows)
+
+
+def _next(run: Run, text: str, change: Change, count: int) -> str:
+    """What the model expects after the chosen token, or after the last one, before and after the change."""
+    if not isinstance(run.model, ChiarForCausalLM):
+        return ""
+    place = int(change.token) - 1 if change.token else count - 1
+    before = next_tokens(run.model, run.tokenizer, text, place)
+    after = next_tokens(run.model, run.tokenizer, text, place, change.fraction, change.force)
+    divergence = float((before.exp() * (before - after)).sum())
+    likeliest = before.topk(LIKELIEST).indices.tolist()
+    likeliest += [index for index in after.topk(LIKELIEST).indices.tolist() if index not in likeliest]
+    rows = [
+        (repr(str(run.tokenizer.decode([index]))), f"{math.exp(before[index]):.3f}", f"{math.exp(after[index]):.3f}")
+        for index in likeliest
+    ]
+    head = f"after token {place + 1}; divergence {divergence:.4f} nats"
+    return _table((head, "as routed", "changed"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    def row(kind: str, cells: tuple[str, ...]) -> str:
+        return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"
+
+    return '<div class="route"><table>' + row("th", head) + "".join(row("td", each) for each in rows) + "</table></div>"

@@ -1,0 +1,36 @@
+"""The runs that a page may show, and no others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from chiaroscuro.training import RESULTS, Run, load_run
+
+
+class Shelf:
+    """Run folders by the name they are shown under. They are read when they are asked for, and kept."""
+
+    def __init__(self, folders: Sequence[Path]):
+        self._folders = {str(folder): folder for folder in folders}
+        self._loaded: dict[str, Run] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._folders)
+
+    def take(self, name: str) -> Run:
+        """Raises ValueError for a name that is not on the shelf, and for a folder that is no run or broken."""
+        if name not in self._folders:
+            raise ValueError(f"{name} is not one of the runs of this page")
+        if name not in self._loaded:
+            self._loaded[name] = load_run(self._folders[name])
+        return self._loaded[name]
+
+
+def last_runs(below: Path) -> list[Path]:
+    """The finished run below a folder that was written last, and those beside it."""
+    finished = sorted(below.rglob(RESULTS), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        return []
+    last = finished[-1].parent
+    beside = sorted(path.parent for path in finished if path.parent.parent == last.parent and path.parent != last)
+    return [last, *(beside if last.parent != below else [])]

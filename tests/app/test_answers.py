@@ -1,0 +1,125 @@
+"""What the page answers, without the page."""
+
+import json
+import shutil
+import time
+
+import pytest
+from matplotlib.figure import Figure
+
+from chiaroscuro import ChiarForSequenceClassification
+from chiaroscuro.app import Shelf, answers, last_runs
+from chiaroscuro.app.answers import AS_ROUTED, MOST_CHARACTERS, MOST_TOKENS, NOBODY, Change
+
+TEXT = "A class is a mapping of names to values, and so is a module."
+
+
+@pytest.fixture
+def shelf(runs):
+    return Shelf(runs)
+
+
+def test_a_text_is_read_by_each_run(shelf, runs):
+    routed, full = (answers.read(shelf, str(run), TEXT, "operator", Change()) for run in runs)
+    assert routed.count("<h3>") == full.count("<h3>") == 4
+    assert "dct" in routed
+    assert "dct" not in full
+    assert answers.read(shelf, NOBODY, TEXT, "operator", Change()) == ""
+    assert answers.read(shelf, str(runs[0]), "", "operator", Change()) == ""
+
+
+def test_a_change_tells_what_it_changed(shelf, runs):
+    told = answers.read(shelf, str(runs[0]), TEXT, "operator", Change(share=100.0))
+    assert "attention 100%" in told
+    assert "tokens sent elsewhere" in told
+    assert "divergence" in told
+    forced = answers.read(shelf, str(runs[0]), TEXT, "operator", Change(layer=2, token=3, operator="attention"))
+    assert "after token 3; divergence" in forced
+    for change, wrong in (
+        (Change(layer=1, operator="attention"), "layer 1 sends tokens to dct"),
+        (Change(layer=2, token=999, operator="dct"), "there is no token 999"),
+    ):
+        assert wrong in answers.read(shelf, str(runs[0]), TEXT, "operator", change)
+    assert Change(operator=AS_ROUTED).nothing
+
+
+def test_a_long_text_is_cut_with_a_notice_and_soon(shelf, runs):
+    answers.read(shelf, str(runs[0]), TEXT, "operator", Change())
+    for long in ("word " * 40_000, "🙂" * MOST_CHARACTERS, "x" * (MOST_CHARACTERS + 1)):
+        start = time.monotonic()
+        told = answers.read(shelf, str(runs[0]), long, "operator", Change())
+        assert "Cut after" in told
+        assert f"reads {MOST_TOKENS} tokens at most" in told
+        assert told.count("<bdi") <= 4 * MOST_TOKENS
+        assert time.monotonic() - start < 30
+    html = answers.write(shelf, str(runs[0]), "word " * 40_000, 2, 0.0)
+    assert "Cut after" in next(html)[0]
+
+
+def test_a_run_that_is_broken_or_not_given_is_a_message(shelf, runs, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(runs[0], broken)
+    (broken / "model.safetensors").write_bytes(b"no weights <b>")
+    shelf = Shelf([broken, tmp_path / "missing"])
+    for name, told in (
+        (str(broken), "is damaged"),
+        (str(tmp_path / "missing"), "no run folder"),
+        ("/etc", "is not one of"),
+    ):
+        assert told in answers.read(shelf, name, TEXT, "operator", Change())
+        assert told in next(answers.write(shelf, name, TEXT, 3, 0.0))[0]
+        with pytest.raises(ValueError, match=told):
+            answers.training(shelf, name)
+        with pytest.raises(ValueError, match=told):
+            answers.curve(shelf, name, TEXT)
+
+
+def test_the_curve_rises_in_compute_with_the_share(shelf, runs):
+    figure = answers.curve(shelf, str(runs[0]), TEXT)
+    spent, perplexity = figure.axes[0].lines[0].get_data()
+    assert list(spent) == sorted(spent)
+    assert len(set(spent)) == len(spent) == len(perplexity)
+    with pytest.raises(ValueError, match="no layer of this model decides by thresholds"):
+        answers.curve(shelf, str(runs[1]), TEXT)
+
+
+def test_writing_ends_with_the_text_and_its_speed(shelf, runs):
+    steps = list(answers.write(shelf, str(runs[0]), TEXT, 5, 0.0))
+    assert len(steps) == 5
+    assert "tokens per second" in steps[-1][1]
+    assert "something to go on from" in next(answers.write(shelf, str(runs[0]), "", 5, 0.0))[0]
+
+
+def test_the_figures_of_training(shelf, runs):
+    routed, full = (answers.training(shelf, str(run)) for run in runs)
+    assert list(routed) == ["loss", "shares", "utilisation", "entropies"]
+    assert list(full) == ["loss"]
+    assert all(isinstance(figure, Figure) for figure in routed.values())
+
+
+def test_collapse_is_marked(runs, tmp_path):
+    from chiaroscuro.analysis import training_figures
+
+    lines = (runs[0] / "metrics.jsonl").read_text().splitlines()
+    logs = [json.loads(line) for line in lines if "routing" in json.loads(line)]
+    logs[-1]["routing"]["1"] = {"dct": 0.999, "attention": 0.001}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, logs)))
+    labels = [line.get_label() for line in training_figures(tmp_path)["utilisation"].axes[0].lines]
+    assert labels == ["layer 2", "layer 2: collapsed, an operator starves", "layer 3"]
+    (tmp_path / "metrics.jsonl").write_text("[1]")
+    with pytest.raises(ValueError, match="is damaged|holds no logs"):
+        training_figures(tmp_path)
+
+
+def test_a_classifier_does_not_write(shelf, runs, monkeypatch):
+    run = shelf.take(str(runs[0]))
+    object.__setattr__(run, "model", ChiarForSequenceClassification(run.model.config).eval())
+    assert "which does not write" in next(answers.write(shelf, str(runs[0]), TEXT, 3, 0.0))[0]
+    assert "<h3>" in answers.read(shelf, str(runs[0]), TEXT, "loss", Change(share=50.0))
+    with pytest.raises(ValueError, match="needs a language model"):
+        answers.curve(shelf, str(runs[0]), TEXT)
+
+
+def test_the_last_run_is_found_with_those_beside_it(runs, tmp_path):
+    assert set(last_runs(runs[0].parent.parent)) == set(runs)
+    assert last_runs(tmp_path) == []

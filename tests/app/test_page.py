@@ -1,0 +1,201 @@
+"""The page in a real browser: it is used as a visitor does, and asks nothing of any other machine."""
+
+import re
+import shutil
+import threading
+import time
+from urllib.error import HTTPError
+from urllib.parse import urlparse
+from urllib.request import urlopen
+
+import pytest
+from gradio_client import Client
+
+from chiaroscuro.app import CSS, THEME, Shelf, build
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make test-page installs it")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: make test-page installs it")
+
+QUIET = [
+    "--no-sandbox",
+    *(f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")),
+    "--no-first-run",
+]
+HOSTILE = "<script>document.title='ran'</script> <img src=x onerror=alert(1)> \u202egnp שלום 🙂👩\u200d🚀 \x07 &amp;"
+
+
+@pytest.fixture(scope="module")
+def broken(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("broken") / "run"
+    shutil.copytree(runs[0], folder)
+    (folder / "config.json").write_text("{")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(runs, broken):
+    page = build(Shelf([*runs, broken]), "A note about these runs.")
+    _, url, _ = page.launch(
+        prevent_thread_lock=True, server_name="127.0.0.1", theme=THEME, css=CSS, ssr_mode=False, quiet=True
+    )
+    yield url
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """Opened, with the first text read. At the end: nothing was asked of another machine, and nothing failed."""
+    page = browser.new_page(viewport={"width": 1100, "height": 900})
+    asked, faults = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector("#first bdi")
+    yield page
+    assert {urlparse(url).hostname for url in asked if url.startswith(("http", "ws"))} == {"127.0.0.1"}
+    assert faults == []
+    page.close()
+
+
+def heads(page, place="#first"):
+    return page.locator(f"{place} h3").all_inner_texts()
+
+
+def read(page, text):
+    page.fill("#text textarea", text)
+    page.click("#read")
+
+
+def choose(page, place, option):
+    page.click(f"{place} input")
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_a_text_is_coloured_and_tells_on_hover(page):
+    read(page, "a zebra is a zebra")
+    page.wait_for_function("document.querySelector('#first p.tokens').innerText.includes('zebra is a')")
+    assert len(heads(page)) == 4
+    row = page.locator("#first p[data-layer='2'] bdi")
+    assert re.match(
+        r"token 2: \w+\nentropy 0\.\d{4}\ngate 1\.000\nthreshold 0\.\d+\nloss", row.nth(1).get_attribute("title")
+    )
+    colours = {row.nth(index).evaluate("e => getComputedStyle(e).backgroundColor") for index in range(row.count())}
+    assert colours <= {"rgb(243, 233, 210)", "rgb(31, 42, 68)"}
+    page.get_by_label("entropy").check()
+    page.wait_for_function("document.querySelector('#first .key').innerText.includes('lowest entropy')")
+    assert "saved" in page.locator("#first table").inner_text()
+
+
+def test_the_slider_moves_tokens(page):
+    before = heads(page)
+    page.click("#intervene button")
+    page.locator("#share input[type=range]").focus()
+    page.keyboard.press("End")
+    page.wait_for_function("document.querySelector('#first').innerText.includes('tokens sent elsewhere')")
+    page.wait_for_function("[...document.querySelectorAll('#first h3')][1].innerText.includes('attention 100%')")
+    assert heads(page)[1] != before[1]
+    page.get_by_label("Share as calibrated").check()
+    page.wait_for_function("!document.querySelector('#first').innerText.includes('tokens sent elsewhere')")
+    assert heads(page) == before
+
+
+def test_a_forced_token_changes_what_is_expected_next_and_the_curve_is_drawn(page):
+    page.click("#intervene button")
+    page.fill("#layer input", "2")
+    page.fill("#token input", "1")
+    choose(page, "#operator", "attention")
+    page.wait_for_function("document.querySelector('#first').innerText.includes('after token 1; divergence')")
+    page.click("#draw")
+    page.wait_for_selector("img[src^='data:image/webp']", state="attached")
+
+
+def test_a_text_is_written_token_by_token_beside_the_twin(page, runs):
+    choose(page, "#beside", str(runs[1]))
+    page.wait_for_selector("#second bdi")
+    assert len(heads(page, "#second")) == 4
+    page.get_by_role("tab", name="Write").click()
+    page.fill("#tokens input[type=number]", "30")
+    page.click("#write")
+    counts = set()
+    limit = time.monotonic() + 60
+    while "full_attention" not in page.locator("#speed").inner_text() and time.monotonic() < limit:
+        counts.add(page.locator("#written p[data-layer='2'] bdi").count())
+    assert len(counts) > 2, "it came all at once"
+    page.wait_for_function("(document.querySelector('#speed').innerText.match(/tokens per second/g) || []).length == 2")
+    assert page.locator("#written-beside p[data-layer='2'] bdi").count() > 5
+
+
+def test_the_figures_of_training_are_shown(page):
+    page.get_by_role("tab", name="Training").click()
+    page.click("#figures")
+    page.wait_for_function("document.querySelectorAll(\"img[src^='data:image/webp']\").length == 4")
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "🙂" * 300, "x" * 20_000, " \n\t ", ""])
+def test_hostile_texts_are_text(page, text):
+    read(page, text)
+    if text:
+        wanted = "page.*most" if len(text) > 5_000 else "layer 1"
+        page.wait_for_function(f"/{wanted}/.test(document.querySelector('#first').innerText)")
+    else:
+        page.wait_for_function("document.querySelector('#first').innerText.trim() == ''")
+    assert page.title() == "chiaroscuro"
+    assert page.locator("#first script, #first img").count() == 0
+
+
+def test_a_broken_run_is_a_message(page, broken):
+    choose(page, "#run", str(broken))
+    page.wait_for_function("document.querySelector('#first').innerText.includes('config.json is damaged')")
+
+
+def test_narrow_screens_and_keys(browser, address):
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    page.goto(address)
+    page.wait_for_selector("#first bdi")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.focus("#text textarea")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("by keys alone")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "read":
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#first p.tokens').innerText.includes('by keys')")
+    page.close()
+
+
+def test_no_other_file_is_read(address, runs):
+    for path in ("/etc/passwd", str(runs[0] / "results.json"), "../../etc/passwd"):
+        for place in (f"gradio_api/file={path}", f"file={path}", f"static/{path}"):
+            with pytest.raises(HTTPError) as refused:
+                urlopen(address + place)
+            assert refused.value.code in (403, 404)
+
+
+def test_ten_visitors_get_their_own_texts(address, runs):
+    answers = {}
+
+    def visit(number):
+        client = Client(address, verbose=False)
+        settings = (str(runs[0]), "nobody", f"visitor {number} " * 5, "operator", True, 50, 1, 0, "as routed")
+        answers[number] = client.predict(*settings, api_name="/look")[0]
+
+    visitors = [threading.Thread(target=visit, args=(number,)) for number in range(10)]
+    for each in visitors:
+        each.start()
+    for each in visitors:
+        each.join(60)
+    for number in range(10):
+        shown = re.sub(r"<[^>]+>", "", answers[number])
+        assert f"visitor {number} visitor {number}" in shown
+        assert not any(f"visitor {other} " in shown for other in range(10) if other != number)
