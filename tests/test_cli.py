@@ -9,12 +9,14 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from chiaroscuro import cli
 from chiaroscuro.modeling import ChiarForCausalLM
+from chiaroscuro.training import TrainingPlan
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -224,6 +226,22 @@ def test_plot_writes_the_figures_of_a_run(call, run, tmp_path):
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"loss.png", "shares.png", "utilisation.png", "entropies.png"}
     assert all(name in out for name in names)
+
+
+def test_app_without_a_run_trains_one_and_says_so(call, english, tmp_path, monkeypatch):
+    tiny = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    small = partial(TrainingPlan, data=str(english), vocab_size=300, steps=2, batch_size=2, seq_len=17, fields=tiny)
+    launched = []
+    monkeypatch.setattr("chiaroscuro.training.TrainingPlan", small)
+    monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: launched.append((page.config, options)))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("app")
+    assert code == 0, err
+    assert "No run given and none found: training a small one" in out
+    ((page, options),) = launched
+    assert (tmp_path / "runs" / "demo-1" / "results.json").is_file()
+    assert "a small model was trained on Shakespeare's plays: runs/demo-1." in json.dumps(page)
+    assert options["server_name"] == "127.0.0.1"
 
 
 def test_app_serves_the_last_run_and_says_so(run, tmp_path):

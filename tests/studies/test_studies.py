@@ -216,12 +216,12 @@ def test_every_arm_of_every_study_has_a_configuration(study):
 
 
 def test_the_code_digest_follows_what_numbers_come_from(monkeypatch, tmp_path):
-    for place in ("ops/dct.py", "cli.py"):
+    for place in ("ops/dct.py", "cli/root.py"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_text("1")
     monkeypatch.setattr("chiaroscuro.__file__", str(tmp_path / "__init__.py"))
     before = studies.runner.code_digest()
-    (tmp_path / "cli.py").write_text("2")
+    (tmp_path / "cli" / "root.py").write_text("2")
     assert studies.runner.code_digest() == before
     (tmp_path / "ops" / "dct.py").write_text("2")
     assert studies.runner.code_digest() != before

@@ -1,0 +1,141 @@
+"""Commands that show what a model does: route, tokens, plot, app."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chiaroscuro import tables
+from chiaroscuro.cli.root import AsJson, RunFolder, app, console, free_folder, load
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command(epilog='Example: chiaroscuro route runs/mine "To be, or not to be" --png routing.png')
+def route(
+    run: RunFolder,
+    text: Annotated[str, typer.Argument(help="the text to route")],
+    png: Annotated[Path | None, typer.Option(help="write a picture to this file as well")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page with what is known of each token on hover")] = None,
+    by: Annotated[str, typer.Option(help="what the page is coloured by: operator, entropy or loss")] = "operator",
+    as_json: AsJson = False,
+) -> None:
+    """Show which operator each token of a text goes to, layer by layer."""
+    from chiaroscuro import analysis
+
+    loaded = load(run)
+    if by not in analysis.COLOURINGS:
+        raise ValueError(f"unknown colouring {by!r}; known: {', '.join(analysis.COLOURINGS)}")
+    routed = analysis.route_text(loaded.model, loaded.tokenizer, text)
+    if png is not None:
+        analysis.png(routed, png)
+    if html is not None:
+        html.write_text(analysis.page(routed, f"{run}: where tokens go", by))
+    if as_json:
+        console.print_json(data=routed.as_dict())
+    else:
+        console.print(analysis.terminal(routed))
+
+
+@app.command(epilog="Example: chiaroscuro tokens runs/mine --out results/tokens/mine")
+def tokens(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="another text than the run's own")] = None,
+    windows: Annotated[int, typer.Option(min=2, help="windows of the test text to look at")] = 64,
+    pairs: Annotated[int, typer.Option(min=2, help="pairs of interventions per layer")] = 8,
+    out: Annotated[Path | None, typer.Option(help="write tokens.json and tokens.png into this folder")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which tokens get attention, by word class and frequency, and whether it is those that it helps."""
+    from rich.progress import track
+    from transformers import set_seed
+
+    from chiaroscuro import ChiarForCausalLM, analysis
+    from chiaroscuro.training import LanguageModelling, task_of, versions, write_json
+
+    loaded = load(run)
+    task = task_of(loaded, data)
+    if not isinstance(loaded.model, ChiarForCausalLM) or not isinstance(task, LanguageModelling):
+        raise ValueError(f"{run} holds a classifier; tokens needs a language model")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    test = task.windows["test"]
+    spread = range(0, len(test), max(1, len(test) // windows))[:windows]
+    set_seed(task.plan.seed)
+    found = analysis.study_tokens(
+        loaded.model,
+        task.build(loaded.model.config).eval(),
+        analysis.sample(test.batch(spread), loaded.tokenizer, task.tokens["train"]),
+        task.calibration_text(),
+        pairs,
+        progress=lambda layers: track(layers, "forcing layers", transient=True, disable=as_json),
+    )
+    if out is not None:
+        write_json(out / "tokens.json", {"run": loaded.results, "versions": versions()} | found)
+        analysis.draw_tokens(found, out / "tokens.png")
+    if as_json:
+        console.print_json(data=found)
+        return
+    for layer, figures in found["layers"].items():
+        console.print(tables.word_classes(figures["by_class"], int(layer)))
+        for name, figure in (figures["rank_correlation"] | figures["benefit"]).items():
+            print(f"{name.replace('_', ' ')}: {figure['value']:+.4f} ± {figure['error']:.4f}")
+
+
+@app.command(epilog="Example: chiaroscuro plot runs/mine")
+def plot(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="folder to write into; default: RUN/figures")] = None,
+) -> None:
+    """Draw how a run was trained: loss, shares and utilisation entropy by step, entropies against those of noise."""
+    from chiaroscuro import analysis
+    from chiaroscuro.training import task_of
+
+    loaded = load(run)
+    figures = analysis.training_figures(run)
+    entropies = analysis.entropy_figure(loaded.model, task_of(loaded).calibration_text())
+    if entropies is not None:
+        figures["entropies"] = entropies
+    out = out or run / "figures"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=120)
+        print(out / f"{name}.png")
+
+
+@app.command("app", epilog="Example: chiaroscuro app runs/compare-1/chiar runs/compare-1/full_attention")
+def serve(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN ...]", help="run folders; default: the last below runs/, or one trained now"),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; the default is seen by this machine only")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 7860,
+) -> None:
+    """Open a page that shows where tokens go, lets you intervene, writes, and draws how a run was trained."""
+    import os
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        from chiaroscuro import app as room
+    except ImportError as error:
+        raise ValueError(f"the page needs gradio: pip install 'chiaroscuro[app]' ({error})") from error
+
+    note, folders = "", runs or room.last_runs(Path("runs"))
+    if not runs and folders:
+        note = f"Showing the last run found, {folders[0]}."
+    if not folders:
+        from chiaroscuro.training import TrainingPlan, prepare, train
+
+        folders = [free_folder("demo")]
+        note = f"No run was given and none found, so a small model was trained on Shakespeare's plays: {folders[0]}."
+        print("No run given and none found: training a small one, about a minute.")
+        plan = TrainingPlan()
+        train(plan, prepare(plan), folders[0])
+    print(f"{note} The page: http://{host}:{port} (Ctrl-C ends it)".strip(), flush=True)
+    room.build(room.Shelf(folders), note).launch(
+        server_name=host, server_port=port, theme=room.THEME, css=room.CSS, ssr_mode=False, show_error=True, quiet=True
+    )

@@ -1,0 +1,156 @@
+"""Commands that make models: train, compare, convert."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from click.core import ParameterSource
+
+from chiaroscuro import tables
+from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console, free_folder, show
+
+if TYPE_CHECKING:
+    from chiaroscuro.training import Run
+
+Data = Annotated[
+    str, typer.Option(help="a text file, a folder of text files, or shakespeare, imdb, wikitext-2, wikitext-103")
+]
+TaskName = Annotated[str, typer.Option(help="lm (language modelling), imdb, listops or listops_flat (classification)")]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="a folder with tokenizer.json, or vocab.json and merges.txt; default: trained on the data"),
+]
+Steps = Annotated[int, typer.Option(help="optimiser steps")]
+SeqLen = Annotated[int, typer.Option(help="tokens per window")]
+LearningRate = Annotated[float, typer.Option("--lr", help="peak learning rate")]
+VocabSize = Annotated[int, typer.Option(help="entries of the trained tokenizer")]
+Seed = Annotated[int, typer.Option(help="seed of weights, data order and dropout")]
+
+
+@app.command(epilog="Example: chiaroscuro train --recipe chiar --data my.txt --steps 1000 --out runs/mine")
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Option(help="the name of a recipe")] = "chiar",
+    task: TaskName = "lm",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="lm: a text file, a folder of them, shakespeare, imdb, wikitext-2 or wikitext-103 (default: "
+            "shakespeare). imdb: a folder with train.jsonl and test.jsonl (default: from the hub). ListOps is generated"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder to make; default: runs/RECIPE-N")] = None,
+    tokenizer: Tokenizer = None,
+    steps: Steps = 400,
+    batch_size: BatchSize = 16,
+    seq_len: SeqLen = 128,
+    lr: LearningRate = 2e-3,
+    vocab_size: VocabSize = 2048,
+    hidden_size: HiddenSize = 128,
+    layers: Layers = 4,
+    heads: Heads = 4,
+    seed: Seed = 0,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK[=DATA]", help="add a batch of this task at a quarter of the steps; may be repeated"),
+    ] = None,
+    eval_tokens: Annotated[int | None, typer.Option(help="held-out tokens to measure on; default: all")] = None,
+    save_every: Annotated[int | None, typer.Option(help="steps between checkpoints; default: none")] = None,
+    resume: Annotated[bool, typer.Option(help="go on with the run in --out, by its own plan")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="mixed precision: products in bfloat16")] = False,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="under torchrun: spread weights and optimiser too")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one model and leave a run folder."""
+    from chiaroscuro.training import TrainingPlan, prepare, ranks, started_plan, train
+
+    if resume and out is None:
+        raise ValueError("--resume needs --out, the run folder to go on in")
+    plan = TrainingPlan(
+        recipe=recipe,
+        task=task,
+        data=data or ("shakespeare" if task == "lm" else task),
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        learning_rate=lr,
+        warmup_steps=max(1, steps // 10),
+        eval_tokens=eval_tokens,
+        mixed={name: source or name for name, _, source in (each.partition("=") for each in mix or ())},
+        save_every=save_every,
+        bf16=bf16,
+        fields={"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads},
+    )
+    if resume and out is not None and not given(context) - {"out", "resume", "fsdp", "as_json"}:
+        plan = started_plan(out)
+    if out is None and ranks().num_processes > 1:
+        raise ValueError("give --out, the run folder that all processes share")
+    if fsdp and ranks().num_processes == 1:
+        raise ValueError("--fsdp is for several processes: torchrun --nproc_per_node=N -m chiaroscuro train ...")
+    results = train(plan, prepare(plan), out or free_folder(recipe), resume, fsdp)
+    if results:
+        show(results, as_json)
+
+
+@app.command(epilog="Example: chiaroscuro compare --steps 200 --out runs/quick")
+def compare(
+    recipe: Annotated[str, typer.Option(help="the recipe to try")] = "chiar",
+    against: Annotated[str, typer.Option(help="the recipe to hold it against")] = "full_attention",
+    data: Data = "shakespeare",
+    out: Annotated[Path | None, typer.Option(help="folder to make; default: runs/compare-N")] = None,
+    steps: Steps = 600,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe and its same-size twin alike, and show what each costs and how well it does."""
+    from chiaroscuro import training
+    from chiaroscuro.analysis import png, route_text
+
+    plan = training.TrainingPlan(recipe=recipe, data=data, steps=steps, seed=seed)
+    out = out or free_folder("compare")
+    comparison = training.compare(plan, against, out)
+    run = training.load_run(out / recipe)
+    picture = out / "routing.png"
+    png(route_text(run.model, run.tokenizer, passage(run)), picture)
+    if as_json:
+        console.print_json(data=comparison)
+        return
+    runs = comparison["runs"]
+    console.print(tables.runs(runs, f"{data}, {runs[recipe]['tokens_seen']:,} tokens, held-out text"))
+    for words, number in comparison["by_chance"].items():
+        print(f"By chance: {words}, {number:.4g}, on the same held-out text.")
+    print(f"Where the tokens of a held-out passage go: {picture}")
+    print("\nTry next:")
+    print(f'  chiaroscuro generate {out / recipe} "To be"')
+    print(f'  chiaroscuro route {out / recipe} "Shall I compare thee to a summer\'s day?"')
+    print(f"  chiaroscuro eval {out / recipe}")
+
+
+@app.command(epilog="Example: chiaroscuro convert checkpoint.pt converted")
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint of the paper's public code")],
+    out: Annotated[Path, typer.Argument(help="folder to make")],
+) -> None:
+    """Turn a checkpoint of the paper's code into a folder that from_pretrained reads."""
+    from chiaroscuro.modeling.convert import convert
+    from chiaroscuro.training import new_run_folder
+
+    model = convert(checkpoint)
+    model.save_pretrained(new_run_folder(out))
+    print(f"{model.num_parameters():,} parameters written to {out}")
+
+
+def given(context: typer.Context) -> set[str]:
+    """The options that were written on the command line."""
+    return {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+
+
+def passage(run: "Run", tokens: int = 160) -> str:
+    """The beginning of the run's test text."""
+    from chiaroscuro.training import task_of
+
+    text = task_of(run).windows["test"]
+    return str(run.tokenizer.decode(text.tokens[:tokens].astype(int).tolist()))

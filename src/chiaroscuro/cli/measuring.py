@@ -1,0 +1,103 @@
+"""Commands behind the claims: study, report, bench."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chiaroscuro import tables
+from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command(epilog="Example: chiaroscuro study smoke --processes 2")
+def study(
+    name: Annotated[str, typer.Argument(help="the name of a study")],
+    results: Annotated[Path | None, typer.Option(help="where results are kept; default: results/NAME")] = None,
+    data: Annotated[str | None, typer.Option(help="other data than the study's own")] = None,
+    processes: Annotated[int, typer.Option(help="runs at a time")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of recipes, learning rates and seeds, going on where it was left, and write its table and figures."""
+    from chiaroscuro import studies
+    from chiaroscuro.training import write_json
+
+    if processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {processes}")
+    chosen = studies.study_named(name)
+    if data is not None:
+        chosen = chosen.on(data)
+    places = studies.Places(results or Path("results") / name, Path("runs") / "studies" / name)
+    found = studies.run_study(chosen, places, processes)
+    table = studies.rows(chosen, found)
+    studies.draw(chosen, found, table, places.results / "figures")
+    write_json(places.results / "table.json", {"rows": table})
+    page = studies.markdown(chosen, table)
+    (places.results / "table.md").write_text(page)
+    if as_json:
+        console.print_json(data={"rows": table})
+    else:
+        print(page)
+
+
+@app.command(epilog="Example: chiaroscuro report")
+def report(
+    results: Annotated[Path, typer.Option(help="where the studies keep their results")] = Path("results"),
+    page: Annotated[Path, typer.Option(help="the page to write")] = Path("docs/results.md"),
+) -> None:
+    """Write the page of results: each claim of the paper, how it was tested, the numbers and the verdict."""
+    from chiaroscuro import studies
+
+    text = studies.report([study for study in studies.STUDIES.values() if study.name != "smoke"], results, page)
+    page.write_text(text)
+    print(f"written to {page}")
+
+
+@app.command(epilog="Example: chiaroscuro bench layer --rounds 9")
+def bench(
+    target: Annotated[str, typer.Argument(help="op, spectral, layer, model, train, decode or compile")],
+    rounds: Annotated[int, typer.Option(min=2, help="times that each side is run, in turn with the others")] = 9,
+    lengths: Annotated[
+        list[int] | None, typer.Option("--length", help="tokens; may be repeated; default: the sizes that have bounds")
+    ] = None,
+    batch_size: BatchSize = 1,
+    hidden_size: HiddenSize = 512,
+    layers: Layers = 8,
+    heads: Heads = 8,
+    plot: Annotated[Path | None, typer.Option(help="write time against the given lengths to this file")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the figures to this file, as JSON")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time routed attention against full attention and the dense blend, side by side on this machine."""
+    import torch
+
+    from chiaroscuro import bench
+    from chiaroscuro.training import versions, write_json
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if plot is not None and not lengths:
+        raise ValueError("--plot needs --length, more than once")
+    wanted: dict[int, bench.Sizes | None] = {
+        length: bench.Sizes(batch_size, length, hidden_size, heads, layers, device, dtype) for length in lengths or ()
+    }
+    measured = {
+        length: [bench.measure(case, rounds) for case in bench.cases(target, sizes)]
+        for length, sizes in (wanted or {0: None}).items()
+    }
+    report = {
+        "target": target,
+        "versions": versions(),
+        "cases": [each.as_dict() for group in measured.values() for each in group],
+    }
+    if plot is not None:
+        bench.plot(measured, plot)
+    if out is not None:
+        write_json(out, report)
+    if as_json:
+        console.print_json(data=report)
+        return
+    for each in (each for group in measured.values() for each in group):
+        console.print(tables.times(each))

@@ -1,0 +1,67 @@
+"""The program itself: how it starts, and what its commands share."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from chiaroscuro import tables
+
+if TYPE_CHECKING:
+    from chiaroscuro.training import Run
+
+app = typer.Typer(
+    help="CHIAR-Former: attention where tokens are complex, cheaper mixing where they are not.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, as train and compare leave it")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+BatchSize = Annotated[int, typer.Option(help="windows per step")]
+HiddenSize = Annotated[int, typer.Option(help="model width")]
+Layers = Annotated[int, typer.Option(help="number of layers")]
+Heads = Annotated[int, typer.Option(help="attention heads")]
+
+
+def main() -> None:
+    """Run the command line; what is wrong with the input is told in one line, exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"chiaroscuro: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+@app.callback()
+def quiet() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load(folder: Path) -> "Run":
+    from chiaroscuro.training import load_run
+
+    return load_run(folder)
+
+
+def free_folder(name: str) -> Path:
+    """runs/NAME-N with the first N that is not taken."""
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder
+
+
+def show(results: dict[str, Any], as_json: bool) -> None:
+    """A report as JSON or as a table."""
+    if as_json:
+        console.print_json(data=results)
+        return
+    console.print(tables.runs({str(results.get("recipe", "")): results}))
