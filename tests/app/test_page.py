@@ -3,7 +3,6 @@
 import re
 import shutil
 import threading
-import time
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import urlopen
@@ -23,6 +22,16 @@ QUIET = [
     "--no-first-run",
 ]
 HOSTILE = "<script>document.title='ran'</script> <img src=x onerror=alert(1)> \u202egnp שלום 🙂👩\u200d🚀 \x07 &amp;"
+
+
+# Notes every length of the text that is being written, at each change of the page.
+WATCH = """
+window.lengths = []
+new MutationObserver(() => {
+  const length = document.querySelectorAll("#written p[data-layer='2'] bdi").length
+  if (length && length !== window.lengths.at(-1)) window.lengths.push(length)
+}).observe(document.body, { childList: true, subtree: true })
+"""
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +132,13 @@ def test_a_text_is_written_token_by_token_beside_the_twin(page, runs):
     page.wait_for_selector("#second bdi")
     assert len(heads(page, "#second")) == 4
     page.get_by_role("tab", name="Write").click()
-    page.fill("#tokens input[type=number]", "30")
+    page.fill("#tokens input[type=number]", "80")
+    page.evaluate(WATCH)
     page.click("#write")
-    counts = set()
-    limit = time.monotonic() + 60
-    while "full_attention" not in page.locator("#speed").inner_text() and time.monotonic() < limit:
-        counts.add(page.locator("#written p[data-layer='2'] bdi").count())
-    assert len(counts) > 2, "it came all at once"
     page.wait_for_function("(document.querySelector('#speed').innerText.match(/tokens per second/g) || []).length == 2")
+    lengths = page.evaluate("window.lengths")
+    assert len(lengths) > 3, "it came all at once"
+    assert lengths == sorted(lengths)
     assert page.locator("#written-beside p[data-layer='2'] bdi").count() > 5
 
 
