@@ -63,12 +63,10 @@ def causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         raise ValueError(f"there is no causal language model of type {config.model_type!r}") from error
 
 
-def load_model(
-    cls: type[PreTrainedModel], folder: Path, config: PreTrainedConfig | None = None, **kwargs: Any
-) -> PreTrainedModel:
-    """The model of class `cls` in a folder, in evaluation mode; `kwargs` as for `from_pretrained`. Raises ValueError
-    when its weights are damaged, are not those of its configuration, or are not finite."""
-    config = load_config(folder) if config is None else config
+def load_model(cls: type[PreTrainedModel], folder: Path, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+    """The model of class `cls` in a folder whose `load_config` is given, in evaluation mode; `kwargs` as for
+    `from_pretrained`. Raises ValueError when its weights are damaged, are not those of its configuration, or are not
+    finite."""
     _check_size(cls, config, folder)
     try:
         load: Any = cls.from_pretrained  # typed as if it returned the model only
