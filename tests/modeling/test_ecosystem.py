@@ -279,3 +279,14 @@ def test_gradients_flow_through_a_cache_that_others_went_on_with():
         model(ids(1, 1), past_key_values=cache)
     first.sum().backward()
     assert model.model.layers[0].mixer.mixers["attention"].key_value.weight.grad.abs().sum() > 0
+
+
+def test_the_cache_is_taken_by_both_of_its_names():
+    model = tiny_model()
+    tokens = ids(2, 9)
+    whole = model(tokens).logits[:, 5:]
+    for name in ("past_key_values", "cache"):  # the second from transformers 5.24 on
+        cache = DynamicCache(config=model.config)
+        model(tokens[:, :5], **{name: cache})
+        assert cache.get_seq_length() == 5
+        assert torch.allclose(model(tokens[:, 5:], **{name: cache}).logits, whole)

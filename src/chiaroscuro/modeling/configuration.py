@@ -76,7 +76,7 @@ class ChiarConfig(PreTrainedConfig):
     """
 
     model_type = "chiaroscuro"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "routing", "meta_gate"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "routing", "meta_gate"]
 
     recipe: str = "chiar"
     vocab_size: int = 8192

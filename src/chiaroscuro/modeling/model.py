@@ -125,6 +125,7 @@ class ChiarModel(ChiarPreTrainedModel):
         mask of the wrong shape, texts packed into one row, a cache that was not made for this model or holds another
         batch, and weights of attention asked of routed keys.
         """
+        past_key_values = kwargs.pop("cache", past_key_values)  # its name in transformers from 5.24 on
         packed = sorted(_OF_PACKED_TEXTS & set(kwargs))
         if packed:
             raise ValueError(f"{', '.join(packed)}: {_PACKED}")

@@ -117,7 +117,7 @@ class RoutedAttention(nn.Module):
         context = Context(
             rotary=kwargs.get("position_embeddings"),
             attention_mask=kwargs.get("attention_mask"),
-            cache=kwargs.get("past_key_values"),
+            cache=kwargs.get("cache", kwargs.get("past_key_values")),  # renamed in transformers 5.24
         )
         return self.routed(hidden_states, context)[0], None
 
