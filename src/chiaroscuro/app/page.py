@@ -76,19 +76,15 @@ def _reading(shelf: Shelf, page: gr.Blocks, run: gr.Dropdown, beside: gr.Dropdow
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
+    def slide(run: str, beside: str, text: str, by: Any, own: bool, *changed: Any) -> tuple[Any, ...]:
+        """Who moves the slider wants its share."""
+        return False, *look(run, beside, text, by, False, *changed)
+
     asked = [run, beside, text, by, own, share, layer, token, operator]
-    moved = gr.on(
-        [share.release, share.input],
-        lambda: False,
-        outputs=own,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    changes = [go.click, text.submit, by.change, own.change, layer.change, token.change, operator.change]
-    arrivals = [run.change, beside.change, page.load, moved.then]
-    for event in (*changes, *arrivals):
-        event(look, asked, [first, second], show_progress="minimal", trigger_mode="always_last", **ONE_AT_A_TIME)
+    changes = [go.click, text.submit, by.change, own.input, layer.change, token.change, operator.change]
+    once: dict[str, Any] = {"show_progress": "minimal", "trigger_mode": "always_last", **ONE_AT_A_TIME}
+    gr.on([*changes, run.change, beside.change, page.load], look, asked, [first, second], api_name="look", **once)
+    gr.on([share.input, share.release], slide, asked, [own, first, second], **once)
     draw.click(plotted, [run, text], plot, **ONE_AT_A_TIME)
 
 
