@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from chiaroscuro import ChiarConfig, load_retrofitted, retrofit
 from chiaroscuro.analysis.subject import subject
@@ -95,9 +95,16 @@ def damaged(draw, content):
 
 
 def loads_or_says_why(load, *arguments):
-    """What is loaded, or None after a ValueError; whatever else is raised fails the test."""
-    with suppress(ValueError):
-        return load(*arguments)
+    """Whether there is either something loaded or a ValueError with words; whatever else is raised fails the test. A
+    model that loads computes."""
+    try:
+        loaded, told = load(*arguments), ""
+    except ValueError as error:
+        loaded, told = None, str(error).strip()
+    model = loaded[0] if isinstance(loaded, tuple) else getattr(loaded, "model", loaded)
+    if isinstance(model, PreTrainedModel):
+        return bool(model(torch.ones(1, 5, dtype=torch.long))[0].isfinite().all())
+    return (loaded is None) != (told == "")
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +147,8 @@ def look_at(folder):
 def test_json_of_a_run_with_other_values(made, name, data):
     content = data.draw(changed(json.loads((made / name).read_text())))
     with written(made / name, json.dumps(content).encode()):
-        loads_or_says_why(look_at, made)
-        loads_or_says_why(subject, str(made))
+        assert loads_or_says_why(look_at, made)
+        assert loads_or_says_why(subject, str(made))
 
 
 @many
@@ -149,8 +156,8 @@ def test_json_of_a_run_with_other_values(made, name, data):
 @pytest.mark.parametrize("name", ["config.json", "results.json", "tokenizer.json", "model.safetensors", "plan.json"])
 def test_damaged_bytes_of_a_run(made, name, data):
     with written(made / name, data.draw(damaged((made / name).read_bytes()))):
-        loads_or_says_why(look_at, made)
-        loads_or_says_why(started_plan, made)
+        assert loads_or_says_why(look_at, made)
+        assert loads_or_says_why(started_plan, made)
 
 
 @many
@@ -158,15 +165,15 @@ def test_damaged_bytes_of_a_run(made, name, data):
 def test_a_plan_with_other_values(made, data):
     content = data.draw(changed(json.loads((made / "plan.json").read_text())))
     with written(made / "plan.json", json.dumps(content).encode()):
-        loads_or_says_why(started_plan, made)
+        assert loads_or_says_why(started_plan, made)
 
 
 @many
 @given(st.sampled_from(sorted({*ChiarConfig.__annotations__, "num_labels"} - {"keys_to_ignore_at_inference"})), values)
 def test_any_field_of_a_configuration(name, value):
-    loads_or_says_why(lambda: ChiarConfig(**{name: value}))
+    assert loads_or_says_why(lambda: ChiarConfig(**{name: value}))
     if name in ("recipe", "router", "layer_operators", "num_hidden_layers"):
-        loads_or_says_why(lambda: ChiarConfig.from_recipe("v2", **{name: value}))
+        assert loads_or_says_why(lambda: ChiarConfig.from_recipe("v2", **{name: value}))
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +189,8 @@ def retrofitted(tmp_path_factory):
 def test_a_retrofitted_model_with_another_configuration(retrofitted, data):
     content = data.draw(changed(json.loads((retrofitted / "config.json").read_text())))
     with written(retrofitted / "config.json", json.dumps(content).encode()):
-        loads_or_says_why(load_retrofitted, retrofitted)
-        loads_or_says_why(subject, str(retrofitted))
+        assert loads_or_says_why(load_retrofitted, retrofitted)
+        assert loads_or_says_why(subject, str(retrofitted))
 
 
 @many
@@ -191,7 +198,7 @@ def test_a_retrofitted_model_with_another_configuration(retrofitted, data):
 def test_damaged_bytes_of_a_checkpoint_of_the_papers_code(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
     path.write_bytes(data.draw(damaged(CHECKPOINT.read_bytes())))
-    loads_or_says_why(convert, path)
+    assert loads_or_says_why(convert, path)
 
 
 @many
@@ -201,7 +208,7 @@ def test_other_settings_in_a_checkpoint_of_the_papers_code(data, tmp_path_factor
     content["cfg"] = data.draw(changed(content["cfg"]))
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
     torch.save(content, path)
-    loads_or_says_why(convert, path)
+    assert loads_or_says_why(convert, path)
 
 
 @many
@@ -214,9 +221,9 @@ def test_reviews_with_other_values_and_damaged_bytes(data, end, tmp_path_factory
     pack = gzip.compress if end == "jsonl.gz" else bytes
     for name in ("train", "test"):
         (folder / f"{name}.{end}").write_bytes(pack(text))
-    loads_or_says_why(load_imdb, str(folder))
+    assert loads_or_says_why(load_imdb, str(folder))
     (folder / f"train.{end}").write_bytes(data.draw(damaged(pack(text))))
-    loads_or_says_why(load_imdb, str(folder))
+    assert loads_or_says_why(load_imdb, str(folder))
 
 
 @many
@@ -224,7 +231,7 @@ def test_reviews_with_other_values_and_damaged_bytes(data, end, tmp_path_factory
 def test_any_bytes_as_text(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_bytes(content)
-    loads_or_says_why(load_corpus, str(path))
+    assert loads_or_says_why(load_corpus, str(path))
 
 
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -260,9 +267,9 @@ def test_code_in_a_folder_is_not_run(run, tmp_path):
     everywhere = dict.fromkeys(config["auto_map"], "evil.ChiarConfig")
     for model_type in ("chiaroscuro", "evil"):
         (run / "config.json").write_text(json.dumps(config | {"model_type": model_type, "auto_map": everywhere}))
-        loads_or_says_why(load_run, run)
-        loads_or_says_why(subject, str(run))
-        loads_or_says_why(load_retrofitted, run)
+        assert loads_or_says_why(load_run, run)
+        assert loads_or_says_why(subject, str(run))
+        assert loads_or_says_why(load_retrofitted, run)
     for name in ("pytorch_model.bin", "training_args.bin"):
         (run / name).write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
     (run / "model.safetensors").unlink()

@@ -146,6 +146,7 @@ def test_the_figures_of_training_are_shown(page):
     page.get_by_role("tab", name="Training").click()
     page.click("#figures")
     page.wait_for_function("document.querySelectorAll(\"img[src^='data:image/webp']\").length == 4")
+    assert page.locator("#told").inner_text().strip() == ""
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "🙂" * 300, "x" * 20_000, " \n\t ", ""])
@@ -163,6 +164,8 @@ def test_hostile_texts_are_text(page, text):
 def test_a_broken_run_is_a_message(page, broken):
     choose(page, "#run", str(broken))
     page.wait_for_function("document.querySelector('#first').innerText.includes('config.json is damaged')")
+    assert page.locator("#first h3").count() == 0
+    assert "Traceback" not in page.locator("body").inner_text()
 
 
 def test_narrow_screens_and_keys(browser, address):
