@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from matplotlib.figure import Figure
@@ -88,6 +89,31 @@ def test_writing_ends_with_the_text_and_its_speed(shelf, runs):
     assert len(steps) == 5
     assert "tokens per second" in steps[-1][1]
     assert "something to go on from" in next(answers.write(shelf, str(runs[0]), "", 5, 0.0))[0]
+
+
+def test_visitors_who_change_the_routing_at_the_same_time_get_their_own(shelf, runs):
+    changes = [Change(share=share) for share in (0, 25, 50, 75, 100)] + [Change(None, 2, 0, "attention"), Change()]
+
+    def ask(change):
+        return answers.read(shelf, str(runs[0]), TEXT, "operator", change)
+
+    alone = [ask(change) for change in changes]
+    assert len(set(alone)) == len(changes)
+    with ThreadPoolExecutor(len(changes)) as visitors:
+        assert list(visitors.map(ask, changes * 3)) == alone * 3
+
+
+def test_what_is_written_does_not_hear_of_what_is_read(shelf, runs):
+    def text(steps):
+        return [html for html, _ in steps][-1]
+
+    alone = text(answers.write(shelf.again(), str(runs[0]), TEXT, 20, 0.0))
+    written = answers.write(shelf.again(), str(runs[0]), TEXT, 20, 0.0)
+    between = []
+    for step in written:
+        answers.read(shelf, str(runs[0]), TEXT, "operator", Change(share=100))
+        between.append(step)
+    assert text(between) == alone
 
 
 def test_the_figures_of_training(shelf, runs):

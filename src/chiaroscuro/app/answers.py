@@ -80,21 +80,24 @@ def read(shelf: Shelf, name: str, text: str, by: Colouring, change: Change) -> s
     """The coloured text, and what the change changed."""
     if name == NOBODY or not text:
         return ""
-    run = shelf.take(name)
-    text, notice = _cut(run, text)
-    before = route_text(run.model, run.tokenizer, text)
-    if change.nothing:
-        return notice + fragment(before, by)
-    after = route_text(run.model, run.tokenizer, text, change.fraction, change.force)
-    return notice + _difference(before, after) + _next(run, text, change, len(after.tokens)) + fragment(after, by)
+    with shelf.alone:
+        run = shelf.take(name)
+        text, notice = _cut(run, text)
+        before = route_text(run.model, run.tokenizer, text)
+        if change.nothing:
+            return notice + fragment(before, by)
+        after = route_text(run.model, run.tokenizer, text, change.fraction, change.force)
+        return notice + _difference(before, after) + _next(run, text, change, len(after.tokens)) + fragment(after, by)
 
 
 def curve(shelf: Shelf, name: str, text: str) -> Figure:
     """Perplexity of a text against its attention FLOPs, as executed, at several shares. Raises ValueError for a
     classifier, for a text of one token, and for a model whose routers have no thresholds."""
-    run = shelf.take(name)
-    text, _ = _cut(run, text)
-    routes = [route_text(run.model, run.tokenizer, text, share) for share in CURVE]
+    with shelf.alone:
+        run = shelf.take(name)
+        text, _ = _cut(run, text)
+        routes = [route_text(run.model, run.tokenizer, text, share) for share in CURVE]
+        calibrated = route_text(run.model, run.tokenizer, text)
     if not routes[0].loss:
         raise ValueError("the curve needs a language model and a text of two tokens at least")
     points = [_place(each) for each in routes]
@@ -105,7 +108,7 @@ def curve(shelf: Shelf, name: str, text: str) -> Figure:
     axes.plot(*zip(*points, strict=True), "o-", color="#1F2A44", label="highest entropy first")
     for share, (x, y) in zip(CURVE, points, strict=True):
         axes.annotate(f"{share:.0%}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axes.plot(*_place(route_text(run.model, run.tokenizer, text)), "D", color="#C2410C", label="as calibrated")
+    axes.plot(*_place(calibrated), "D", color="#C2410C", label="as calibrated")
     axes.set(xlabel="FLOPs executed, of full attention's", ylabel="perplexity of this text")
     axes.legend(frameon=False)
     return figure
@@ -138,13 +141,14 @@ def write(
 
 def training(shelf: Shelf, name: str) -> dict[str, Figure]:
     """The figures of a run, the entropies of its validation text among them where that is at hand."""
-    run = shelf.take(name)
-    figures = training_figures(run.folder)
-    try:
-        text = task_of(run).calibration_text()
-    except (ValueError, OSError):  # the data may be elsewhere; the rest is worth showing
-        return figures
-    entropies = entropy_figure(run.model, text)
+    with shelf.alone:
+        run = shelf.take(name)
+        figures = training_figures(run.folder)
+        try:
+            text = task_of(run).calibration_text()
+        except (ValueError, OSError):  # the data may be elsewhere; the rest is worth showing
+            return figures
+        entropies = entropy_figure(run.model, text)
     return figures if entropies is None else figures | {"entropies": entropies}
 
 

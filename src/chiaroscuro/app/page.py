@@ -22,9 +22,6 @@ TITLE = "# chiaroscuro\nWhere a transformer spends its attention. Darker: dearer
 FIGURES = ("loss", "shares", "utilisation", "entropies")
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 CSS = ".gradio-container { max-width: 1100px !important; } footer { display: none !important; }"
-# The models are shared, so one question is answered at a time; the others wait in a queue of this length.
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models"}
-QUEUE = 64
 
 
 def build(shelf: Shelf, note: str = "") -> gr.Blocks:
@@ -37,10 +34,10 @@ def build(shelf: Shelf, note: str = "") -> gr.Blocks:
         with gr.Tab("Read"):
             _reading(shelf, page, run, beside)
         with gr.Tab("Write"):
-            _writing(shelf, run, beside)
+            _writing(shelf.again(), run, beside)
         with gr.Tab("Training"):
             _training(shelf, run)
-    return page.queue(max_size=QUEUE)
+    return page.queue(max_size=64)
 
 
 def _reading(shelf: Shelf, page: gr.Blocks, run: gr.Dropdown, beside: gr.Dropdown) -> None:
@@ -82,13 +79,16 @@ def _reading(shelf: Shelf, page: gr.Blocks, run: gr.Dropdown, beside: gr.Dropdow
 
     asked = [run, beside, text, by, own, share, layer, token, operator]
     changes = [go.click, text.submit, by.change, own.input, layer.change, token.change, operator.change]
-    once: dict[str, Any] = {"show_progress": "minimal", "trigger_mode": "always_last", **ONE_AT_A_TIME}
+    # Not queued: gradio answers what is queued on a stream, and closes it when nothing is waiting; a question at that
+    # very moment gets no answer, and quick answers to quick questions meet that moment.
+    once: dict[str, Any] = {"show_progress": "minimal", "trigger_mode": "always_last", "queue": False}
     gr.on([*changes, run.change, beside.change, page.load], look, asked, [first, second], api_name="look", **once)
     gr.on([share.input, share.release], slide, asked, [own, first, second], **once)
-    draw.click(plotted, [run, text], plot, **ONE_AT_A_TIME)
+    draw.click(plotted, [run, text], plot, queue=False)
 
 
 def _writing(shelf: Shelf, run: gr.Dropdown, beside: gr.Dropdown) -> None:
+    """On a shelf of its own: a text takes long to write, and who reads shall neither wait for it nor change it."""
     prompt = gr.Textbox("To be, or not to be", lines=2, label="Go on from", elem_id="prompt")
     with gr.Row():
         tokens = gr.Slider(1, 300, value=80, step=1, label="Tokens", elem_id="tokens")
@@ -109,9 +109,7 @@ def _writing(shelf: Shelf, run: gr.Dropdown, beside: gr.Dropdown) -> None:
             yield html, other, f"{told}; {also}" if also else told
 
     asked = [run, beside, prompt, tokens, temperature]
-    event = gr.on(
-        [go.click, prompt.submit], write, asked, [first, second, speed], show_progress="hidden", **ONE_AT_A_TIME
-    )
+    event = gr.on([go.click, prompt.submit], write, asked, [first, second, speed], show_progress="hidden")
     stop.click(None, cancels=event)
 
 
@@ -127,4 +125,4 @@ def _training(shelf: Shelf, run: gr.Dropdown) -> None:
             figures, message = {}, answers.told(str(error))
         return [message, *(gr.Plot(figures.get(name), visible=name in figures) for name in FIGURES)]
 
-    go.click(show, run, [told, *plots], **ONE_AT_A_TIME)
+    go.click(show, run, [told, *plots], queue=False)

@@ -2,20 +2,30 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 from chiaroscuro.training import RESULTS, Run, load_run
 
 
 class Shelf:
-    """Run folders by the name they are shown under. They are read when they are asked for, and kept."""
+    """Run folders by the name they are shown under. They are read when they are asked for, and kept.
+
+    alone: held by whoever loads a model or computes with it, for it is one model for all visitors, and a change to its
+    routing is a change for everyone.
+    """
 
     def __init__(self, folders: Sequence[Path]):
         self._folders = {str(folder): folder for folder in folders}
         self._loaded: dict[str, Run] = {}
+        self.alone = Lock()
 
     @property
     def names(self) -> list[str]:
         return list(self._folders)
+
+    def again(self) -> "Shelf":
+        """The same runs as other models in memory."""
+        return Shelf(list(self._folders.values()))
 
     def take(self, name: str) -> Run:
         """Raises ValueError for a name that is not on the shelf, and for a folder that is no run or broken."""
