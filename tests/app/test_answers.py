@@ -103,6 +103,15 @@ def test_visitors_who_change_the_routing_at_the_same_time_get_their_own(shelf, r
         assert list(visitors.map(ask, changes * 3)) == alone * 3
 
 
+def test_who_waits_for_too_long_is_told(runs):
+    shelf = Shelf(runs, patience=0.05)
+    with shelf.alone():
+        assert "no answer within 0.05 seconds" in answers.read(shelf, str(runs[0]), TEXT, "operator", Change())
+        with pytest.raises(TimeoutError):
+            answers.curve(shelf, str(runs[0]), TEXT)
+    assert "layer 1" in answers.read(shelf, str(runs[0]), TEXT, "operator", Change())
+
+
 def test_what_is_written_does_not_hear_of_what_is_read(shelf, runs):
     def text(steps):
         return [html for html, _ in steps][-1]

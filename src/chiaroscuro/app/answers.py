@@ -80,7 +80,7 @@ def read(shelf: Shelf, name: str, text: str, by: Colouring, change: Change) -> s
     """The coloured text, and what the change changed."""
     if name == NOBODY or not text:
         return ""
-    with shelf.alone:
+    with shelf.alone():
         run = shelf.take(name)
         text, notice = _cut(run, text)
         before = route_text(run.model, run.tokenizer, text)
@@ -93,7 +93,7 @@ def read(shelf: Shelf, name: str, text: str, by: Colouring, change: Change) -> s
 def curve(shelf: Shelf, name: str, text: str) -> Figure:
     """Perplexity of a text against its attention FLOPs, as executed, at several shares. Raises ValueError for a
     classifier, for a text of one token, and for a model whose routers have no thresholds."""
-    with shelf.alone:
+    with shelf.alone():
         run = shelf.take(name)
         text, _ = _cut(run, text)
         routes = [route_text(run.model, run.tokenizer, text, share) for share in CURVE]
@@ -141,7 +141,7 @@ def write(
 
 def training(shelf: Shelf, name: str) -> dict[str, Figure]:
     """The figures of a run, the entropies of its validation text among them where that is at hand."""
-    with shelf.alone:
+    with shelf.alone():
         run = shelf.take(name)
         figures = training_figures(run.folder)
         try:

@@ -1,6 +1,7 @@
 """The runs that a page may show, and no others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -10,14 +11,14 @@ from chiaroscuro.training import RESULTS, Run, load_run
 class Shelf:
     """Run folders by the name they are shown under. They are read when they are asked for, and kept.
 
-    alone: held by whoever loads a model or computes with it, for it is one model for all visitors, and a change to its
-    routing is a change for everyone.
+    patience: seconds that a visitor waits for the others.
     """
 
-    def __init__(self, folders: Sequence[Path]):
+    def __init__(self, folders: Sequence[Path], patience: float = 30.0):
+        self.patience = patience
         self._folders = {str(folder): folder for folder in folders}
         self._loaded: dict[str, Run] = {}
-        self.alone = Lock()
+        self._busy = Lock()
 
     @property
     def names(self) -> list[str]:
@@ -26,6 +27,17 @@ class Shelf:
     def again(self) -> "Shelf":
         """The same runs as other models in memory."""
         return Shelf(list(self._folders.values()))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For who loads a model or computes with it: all visitors share it, and a change to its routing is one for all.
+        Raises TimeoutError where the others take longer than this shelf's patience."""
+        if not self._busy.acquire(timeout=self.patience):
+            raise TimeoutError(f"too many are asking: no answer within {self.patience:g} seconds, try again")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def take(self, name: str) -> Run:
         """Raises ValueError for a name that is not on the shelf, and for a folder that is no run or broken."""
