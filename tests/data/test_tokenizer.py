@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from chiaroscuro.data import load_tokenizer, token_bytes, train_tokenizer
+from chiaroscuro.data.tokenizer import PIECE, pieces
 
 TEXTS = ["the cat sat on the mat, the mat sat on the cat\n" * 20, "naïve café 🙂 שלום"]
 
@@ -18,6 +21,21 @@ def test_any_text_comes_back_and_its_bytes_are_counted():
         assert tokenizer.decode(ids) == text
         assert sizes[ids].sum() == len(text.encode())
     assert sizes[tokenizer.eos_token_id] == 0
+
+
+@given(st.text(st.sampled_from("at' \n\t\x1c\x85\u3000.1é🙂") | st.characters(codec="utf-8")), st.integers(1, 20))
+@example("the cat's  \n\n mat\n", 1)
+def test_tokens_of_the_pieces_are_those_of_the_whole(text, size):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    cut = list(pieces(text, size))
+    assert "".join(cut) == text
+    assert sum((tokenizer(piece)["input_ids"] for piece in cut), []) == tokenizer(text)["input_ids"]
+
+
+def test_long_texts_are_cut():
+    assert max(map(len, pieces("seven words of text in a row\n" * PIECE))) < PIECE + 10
+    in_pieces, at_once = (train_tokenizer(texts, 300) for texts in (TEXTS, list(pieces(TEXTS[0], 50)) + TEXTS[1:]))
+    assert in_pieces.backend_tokenizer.to_str() == at_once.backend_tokenizer.to_str()
 
 
 def test_training_depends_on_the_texts_alone():

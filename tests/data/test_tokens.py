@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chiaroscuro.data import Corpus, TokenWindows, cache_folder, encode, load_corpus, train_tokenizer
+from chiaroscuro.data.tokenizer import pieces
 
 TEXTS = ["the cat sat on the mat\n" * 30, "another text altogether\n" * 10]
 
@@ -25,6 +26,14 @@ def test_documents_are_encoded_in_order_with_an_end_after_each(cache):
     assert tokens["train"].tolist() == expected
     assert isinstance(tokens["train"], np.memmap)
     assert tokens["train"].dtype == np.uint16
+
+
+def test_a_long_document_has_one_end_and_its_own_tokens(cache, monkeypatch):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    monkeypatch.setattr(pieces, "__defaults__", (40,))
+    assert len(list(pieces(TEXTS[0]))) > 10
+    tokens = encode(Corpus("x", {"train": TEXTS[:1]}), tokenizer)["train"]
+    assert tokens.tolist() == [*tokenizer(TEXTS[0])["input_ids"], tokenizer.eos_token_id]
 
 
 def test_a_folder_is_encoded_a_file_at_a_time(cache, tmp_path):

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from chiaroscuro.data.corpus import Corpus
+from chiaroscuro.data.tokenizer import pieces
 
 
 def cache_folder() -> Path:
@@ -74,8 +75,9 @@ def _write_array(file: BinaryIO, pieces: Iterator[np.ndarray]) -> None:
 def _ids(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[np.ndarray]:
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     for document in documents:
-        ids = tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).ids
-        yield np.array([*ids, tokenizer.eos_token_id], dtype=dtype)
+        for piece in pieces(document):
+            yield np.array(tokenizer.backend_tokenizer.encode(piece, add_special_tokens=False).ids, dtype=dtype)
+        yield np.array([tokenizer.eos_token_id], dtype=dtype)
 
 
 class TokenWindows(Dataset[dict[str, Tensor]]):
