@@ -66,6 +66,7 @@ def page(browser, address):
     page = browser.new_page(viewport={"width": 1100, "height": 900})
     asked, faults = [], []
     page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: request.post_data and print(request.url, request.post_data))  # seen on failure
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(address)
     page.wait_for_selector("#first bdi")
@@ -82,6 +83,13 @@ def heads(page, place="#first"):
 def read(page, text):
     page.fill("#text textarea", text)
     page.click("#read")
+
+
+def intervene(page):
+    """Unfolds the controls; as a visitor does, waits until they have come to rest."""
+    page.click("#intervene button")
+    page.wait_for_selector("#operator input")
+    page.wait_for_timeout(500)
 
 
 def choose(page, place, option):
@@ -106,7 +114,7 @@ def test_a_text_is_coloured_and_tells_on_hover(page):
 
 def test_the_slider_moves_tokens(page):
     before = heads(page)
-    page.click("#intervene button")
+    intervene(page)
     page.locator("#share input[type=range]").focus()
     page.keyboard.press("End")
     page.wait_for_function("document.querySelector('#first').innerText.includes('tokens sent elsewhere')")
@@ -118,7 +126,7 @@ def test_the_slider_moves_tokens(page):
 
 
 def test_a_forced_token_changes_what_is_expected_next_and_the_curve_is_drawn(page):
-    page.click("#intervene button")
+    intervene(page)
     page.fill("#layer input", "2")
     page.fill("#token input", "1")
     choose(page, "#operator", "attention")

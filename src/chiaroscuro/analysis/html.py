@@ -20,8 +20,9 @@ STYLE = """
   overflow-wrap: anywhere; white-space: pre-wrap; }
 .route bdi { padding: 0.1em 0; border-bottom: 1px solid #999; }
 .route bdi:hover { outline: 2px solid #c2410c; }
-.route table { border-collapse: collapse; font-size: 0.85rem; margin-top: 0.8em; }
+.route table { border-collapse: collapse; font-size: 0.85rem; margin: 0.8em 0; }
 .route td, .route th { text-align: left; padding: 0.15em 0.8em 0.15em 0; border-bottom: 1px solid #ddd; }
+.route .key { margin-top: 0.8em; }
 .route .key span { padding: 0.1em 0.6em; margin-right: 0.6em; border: 1px solid #999; display: inline-block; }
 """
 

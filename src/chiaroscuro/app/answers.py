@@ -107,8 +107,9 @@ def curve(shelf: Shelf, name: str, text: str) -> Figure:
     axes = figure.subplots()
     axes.plot(*zip(*points, strict=True), "o-", color="#1F2A44", label="highest entropy first")
     for share, (x, y) in zip(CURVE, points, strict=True):
-        axes.annotate(f"{share:.0%}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+        axes.annotate(f"{100 * share:g}%", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
     axes.plot(*_place(calibrated), "D", color="#C2410C", label="as calibrated")
+    axes.margins(0.08, 0.1)  # for the words beside the points
     axes.set(xlabel="FLOPs executed, of full attention's", ylabel="perplexity of this text")
     axes.legend(frameon=False)
     return figure
@@ -192,7 +193,7 @@ def _next(run: Run, text: str, change: Change, count: int) -> str:
     place = int(change.token) - 1 if change.token else count - 1
     before = next_tokens(run.model, run.tokenizer, text, place)
     after = next_tokens(run.model, run.tokenizer, text, place, change.fraction, change.force)
-    divergence = float((before.exp() * (before - after)).sum())
+    divergence = max(0.0, float((before.exp() * (before - after)).sum()))  # rounding may take it below
     likeliest = before.topk(LIKELIEST).indices.tolist()
     likeliest += [index for index in after.topk(LIKELIEST).indices.tolist() if index not in likeliest]
     rows = [
