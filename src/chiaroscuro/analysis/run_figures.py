@@ -49,7 +49,7 @@ def entropy_figure(model: ChiarForCausalLM | ChiarForSequenceClassification, ids
     figure = Figure(figsize=(7, 1.0 + 1.7 * len(traces)), layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(traces), 1, sharex=True, squeeze=False)[:, 0])
     for axes, trace in zip(panels, traces, strict=True):
-        values = trace.entropy.flatten().numpy()
+        values = trace.entropy.flatten().tolist()
         axes.hist(values, bins=60, density=True, color="#E0A33E", label=f"layer {trace.layer + 1}")
         noise = np.linspace(expected - 4 * deviation, expected + 4 * deviation, 200)
         density = np.exp(-(((noise - expected) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))

@@ -1,15 +1,12 @@
 """Commands that show what a model does: route, tokens, plot, app."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from chiaroscuro import tables
 from chiaroscuro.cli.root import AsJson, RunFolder, app, console, free_folder, load
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command(epilog='Example: chiaroscuro route runs/mine "To be, or not to be" --png routing.png')
@@ -31,7 +28,7 @@ def route(
     if png is not None:
         analysis.png(routed, png)
     if html is not None:
-        html.write_text(analysis.page(routed, f"{run}: where tokens go", by))
+        html.write_text(analysis.page(routed, f"{run}: where tokens go", by), encoding="utf-8")
     if as_json:
         console.print_json(data=routed.as_dict())
     else:

@@ -35,7 +35,7 @@ def study(
     studies.draw(chosen, found, table, places.results / "figures")
     write_json(places.results / "table.json", {"rows": table})
     page = studies.markdown(chosen, table)
-    (places.results / "table.md").write_text(page)
+    (places.results / "table.md").write_text(page, encoding="utf-8")
     if as_json:
         console.print_json(data={"rows": table})
     else:
@@ -51,7 +51,7 @@ def report(
     from chiaroscuro import studies
 
     text = studies.report([study for study in studies.STUDIES.values() if study.name != "smoke"], results, page)
-    page.write_text(text)
+    page.write_text(text, encoding="utf-8")
     print(f"written to {page}")
 
 
