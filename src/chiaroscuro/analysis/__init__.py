@@ -4,7 +4,7 @@ from chiaroscuro.analysis.audit import Finding, audit
 from chiaroscuro.analysis.html import COLOURINGS, Colouring, fragment, page
 from chiaroscuro.analysis.render import png, terminal
 from chiaroscuro.analysis.routing import Force, LayerRoute, Reading, Spent, TextRoute, next_tokens, route_text
-from chiaroscuro.analysis.run_figures import entropy_figure, training_figures
+from chiaroscuro.analysis.run_figures import entropy_figure, figures_of_run, training_figures
 from chiaroscuro.analysis.subject import subject
 from chiaroscuro.analysis.token_figure import draw_tokens
 from chiaroscuro.analysis.tokens import Sample, sample, study_tokens
@@ -25,6 +25,7 @@ __all__ = [
     "audit",
     "draw_tokens",
     "entropy_figure",
+    "figures_of_run",
     "fragment",
     "next_tokens",
     "page",

@@ -17,10 +17,21 @@ from torch import Tensor
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification
 from chiaroscuro.ops import noise_entropy
 from chiaroscuro.routing import starving
-from chiaroscuro.training import METRICS
+from chiaroscuro.training import METRICS, Run, task_of
 
 _INK = ("#1F2A44", "#C2410C", "#2E7D5B", "#7C5CBF", "#8A6D1D", "#0E7490")
 _DASHES = ("-", "--", ":", "-.")
+
+
+def figures_of_run(run: Run) -> dict[str, Figure]:
+    """`training_figures`, and as "entropies" the `entropy_figure` of its validation text where that is at hand."""
+    figures = training_figures(run.folder)
+    try:
+        text = task_of(run).calibration_text()
+    except (ValueError, OSError):  # the data may be elsewhere; the rest is worth showing
+        return figures
+    entropies = entropy_figure(run.model, text)
+    return figures if entropies is None else figures | {"entropies": entropies}
 
 
 def training_figures(folder: Path) -> dict[str, Figure]:

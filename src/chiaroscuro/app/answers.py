@@ -16,16 +16,15 @@ from chiaroscuro.analysis import (
     Colouring,
     Force,
     Reading,
-    entropy_figure,
+    figures_of_run,
     fragment,
     next_tokens,
     route_text,
-    training_figures,
     write_text,
 )
 from chiaroscuro.app.shelf import Shelf
 from chiaroscuro.modeling import ChiarForCausalLM
-from chiaroscuro.training import Run, task_of
+from chiaroscuro.training import Run
 
 MOST_CHARACTERS, MOST_TOKENS = 20_000, 512
 CURVE = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
@@ -141,16 +140,9 @@ def write(
 
 
 def training(shelf: Shelf, name: str) -> dict[str, Figure]:
-    """The figures of a run, the entropies of its validation text among them where that is at hand."""
+    """The figures of a run."""
     with shelf.alone():
-        run = shelf.take(name)
-        figures = training_figures(run.folder)
-        try:
-            text = task_of(run).calibration_text()
-        except (ValueError, OSError):  # the data may be elsewhere; the rest is worth showing
-            return figures
-        entropies = entropy_figure(run.model, text)
-    return figures if entropies is None else figures | {"entropies": entropies}
+        return figures_of_run(shelf.take(name))
 
 
 def _cut(run: Run, text: str) -> tuple[str, str]:

@@ -87,13 +87,8 @@ def plot(
 ) -> None:
     """Draw how a run was trained: loss, shares and utilisation entropy by step, entropies against those of noise."""
     from chiaroscuro import analysis
-    from chiaroscuro.training import task_of
 
-    loaded = load(run)
-    figures = analysis.training_figures(run)
-    entropies = analysis.entropy_figure(loaded.model, task_of(loaded).calibration_text())
-    if entropies is not None:
-        figures["entropies"] = entropies
+    figures = analysis.figures_of_run(load(run))
     out = out or run / "figures"
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

@@ -55,9 +55,9 @@ def cached_array(key: str, make: Callable[[], Iterator[np.ndarray]]) -> np.ndarr
     return np.load(path, mmap_mode="r")
 
 
-def _write_array(file: BinaryIO, pieces: Iterator[np.ndarray]) -> None:
+def _write_array(file: BinaryIO, arrays: Iterator[np.ndarray]) -> None:
     """In NumPy's format, whose header has room for a length that is known only at the end."""
-    first = next(pieces)
+    first = next(arrays)
 
     def write_header(length: int) -> None:
         descr = np.lib.format.dtype_to_descr(first.dtype)
@@ -65,9 +65,9 @@ def _write_array(file: BinaryIO, pieces: Iterator[np.ndarray]) -> None:
 
     write_header(0)
     length = 0
-    for piece in chain([first], pieces):
-        file.write(piece.tobytes())
-        length += len(piece)
+    for array in chain([first], arrays):
+        file.write(array.tobytes())
+        length += len(array)
     file.seek(0)
     write_header(length)
 

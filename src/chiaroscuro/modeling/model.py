@@ -135,22 +135,11 @@ class ChiarModel(ChiarPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         cached = _cache_layers(past_key_values)
         past = _seen(cached, B, attention_mask)
-        limit = self.config.max_position_embeddings
-        if past + T > limit:
-            raise ValueError(
-                f"the sequence has {past + T} tokens and the model takes at most {limit}: cut it, or raise "
-                "max_position_embeddings"
-            )
+        self._check_length(past + T)
         attention_mask = _padding_mask(attention_mask, B, past + T)
         positions_BT = _positions(position_ids, attention_mask, past, T, inputs_embeds.device)
 
-        hidden_BTD = inputs_embeds
-        if self.embed_positions is not None:
-            hidden_BTD = hidden_BTD + self.embed_positions(positions_BT)
-        if self.embedding_norm is not None:
-            hidden_BTD = self.embedding_norm(hidden_BTD)
-        hidden_BTD = self.dropout(hidden_BTD)
-
+        hidden_BTD = self._place(inputs_embeds, positions_BT)
         context = Context(
             positions_BT=positions_BT,
             ids_BT=input_ids,
@@ -221,6 +210,23 @@ class ChiarModel(ChiarPreTrainedModel):
                     "with another tokenizer?"
                 )
         return self.embed_tokens(input_ids)
+
+    def _check_length(self, length: int) -> None:
+        limit = self.config.max_position_embeddings
+        if length > limit:
+            raise ValueError(
+                f"the sequence has {length} tokens and the model takes at most {limit}: cut it, or raise "
+                "max_position_embeddings"
+            )
+
+    def _place(self, inputs_embeds: Tensor, positions_BT: Tensor) -> Tensor:
+        """Embedded tokens as the first layer takes them."""
+        hidden_BTD = inputs_embeds
+        if self.embed_positions is not None:
+            hidden_BTD = hidden_BTD + self.embed_positions(positions_BT)
+        if self.embedding_norm is not None:
+            hidden_BTD = self.embedding_norm(hidden_BTD)
+        return cast(Tensor, self.dropout(hidden_BTD))
 
     def _rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         if self.config.position_embedding != "rotary":
