@@ -71,9 +71,11 @@ def test_planned_equals_executed_when_rows_differ_in_how_many_tokens_they_route(
 
 @pytest.mark.parametrize("recipe", ["chiar", "v2", "full_attention", "v1_dct_attention"])
 @pytest.mark.parametrize("keys", ["all", "routed"])
-def test_planned_equals_executed_in_generation(recipe, keys):
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_planned_equals_executed_in_generation(recipe, keys, share):
     past, steps = 100, 40
-    model, input_ids = model_and_ids(recipe, B=1, T=past + steps, router="interleaved", attention_keys=keys)
+    fields = {"router": "interleaved", "attention_keys": keys, "routed_share": share}
+    model, input_ids = model_and_ids(recipe, B=1, T=past + steps, **fields)
 
     def generate() -> None:
         for t in range(past, past + steps):
@@ -107,6 +109,13 @@ def test_attention_that_the_recipes_plan_for(recipe, ratio):
     routed, full = model_and_ids(recipe)[0].flops(2, 128), model_and_ids("full_attention")[0].flops(2, 128)
     assert routed.attention / full.attention == pytest.approx(ratio)
     assert routed.total < full.total
+
+
+@pytest.mark.parametrize("share", [0.125, 0.75])
+def test_a_share_is_what_is_planned_for(share):
+    full = model_and_ids("full_attention")[0].flops(2, 128)
+    routed = model_and_ids("chiar", routed_share=share)[0].flops(2, 128)
+    assert routed.attention / full.attention == pytest.approx((1 + 2 * share) / 4)
 
 
 def test_routed_keys_cost_less_than_a_share():

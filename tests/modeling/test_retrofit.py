@@ -31,7 +31,7 @@ from transformers import (
 from chiaroscuro import load_retrofitted, retrofit, set_share
 from chiaroscuro.analysis import audit
 from chiaroscuro.flops import executed_forward_flops
-from chiaroscuro.routing import ShareRouter
+from chiaroscuro.routing import ThresholdRouter
 
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "bos_token_id": 0}
 SIZES |= {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 256, "eos_token_id": None}
@@ -103,7 +103,7 @@ def test_the_share_is_that_of_the_tokens_and_of_the_flops(name):
     whole = executed_forward_flops(model, text)
     shares, spent = [], {}
     for layer in model.modules():
-        if isinstance(layer, ShareRouter):
+        if isinstance(layer, ThresholdRouter):
             layer.register_forward_hook(lambda _, args, gates: shares.append(float(gates[..., 1].mean())))
     for share in (0.75, 0.25, 0.0):
         set_share(model, share, text)
@@ -164,7 +164,7 @@ def test_every_weight_learns_with_and_without_checkpointing(name):
 
 def test_layers_are_chosen_by_index():
     model = retrofit(build("llama"), layers=[0, 3])
-    assert [router.layer for router in model.modules() if isinstance(router, ShareRouter)] == [0, 3]
+    assert [router.layer for router in model.modules() if isinstance(router, ThresholdRouter)] == [0, 3]
     assert model.config.chiaroscuro == {"layers": [0, 3], "light": "none", "share": 1.0}
 
 

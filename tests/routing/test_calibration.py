@@ -34,6 +34,15 @@ def test_about_half_of_the_tokens_then_go_to_attention():
         assert trace.shares()["attention"] == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.parametrize("router", ["threshold", "learned"])
+@pytest.mark.parametrize("share", [0.125, 0.75])
+def test_with_a_share_that_many_go_to_attention(router, share):
+    model, text = tiny_model(hidden_size=64, router=router, routed_share=share), ids(8, 128)
+    calibrate(model, text)
+    for trace in model(text, output_routing=True).routing:
+        assert trace.shares()["attention"] == pytest.approx(share, abs=0.06)
+
+
 def test_with_three_operators_each_takes_a_third():
     model, text = tiny_model(layer_operators=[["dct", "rbf", "attention"], ["attention"]]), ids(8, 64)
     calibrate(model, text)

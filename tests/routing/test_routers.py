@@ -119,6 +119,39 @@ def test_interleaved_choices_take_turns_by_position():
     assert router(torch.zeros(1, 2, 8), torch.zeros(1, 2), later).argmax(-1).tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.125, 0.3, 1.0])
+@pytest.mark.parametrize("name", ["random", "interleaved"])
+def test_controls_keep_to_a_share_and_give_a_piece_what_they_give_the_whole(name, share):
+    router = router_class(name)(8, 2, 1, share)
+    x, entropy = torch.zeros(4, 5000, 8), torch.zeros(4, 5000)
+    tokens = torch.randint(500, (4, 5000))
+    choice = router(x, entropy, Context(ids_BT=tokens)).argmax(-1)
+    off = 0.0 if share in (0.0, 1.0) else {"random": 0.015, "interleaved": 1 / 5000}[name]
+    assert float(choice.double().mean()) == pytest.approx(share, abs=off)
+    assert router.shares == (1 - share, share)
+    piece = Context(positions_BT=torch.arange(777, 900)[None], ids_BT=tokens[:, 777:900])
+    again = router(x[:, 777:900], entropy[:, 777:900], piece).argmax(-1)
+    assert torch.equal(again, choice[:, 777:900])
+    if name == "interleaved" and share == 0.125:
+        assert choice[0].nonzero().flatten().diff().unique().tolist() == [8]
+
+
+def test_without_a_share_operators_are_expected_to_get_the_same():
+    for name in ("threshold", "hard", "random", "interleaved"):
+        assert router_class(name)(8, 3).shares == (1 / 3, 1 / 3, 1 / 3)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), True, "half"])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=r"share must lie in \[0, 1\]"):
+        router_class("random")(8, 2, 0, share)
+
+
+def test_a_share_parts_the_tokens_between_two():
+    with pytest.raises(ValueError, match="between two operators, not 3"):
+        ThresholdRouter(8, 3, share=0.5)
+
+
 def test_the_learned_router_holds_its_score_against_the_threshold_and_learns_from_the_chosen_probability():
     router = router_class("learned")(8, 2).double()
     router.set_thresholds(-0.3, 0.5)

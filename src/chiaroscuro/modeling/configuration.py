@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from chiaroscuro.mixers import mixer_class
 from chiaroscuro.modeling.recipes import recipe_named
-from chiaroscuro.routing import check_thresholds, router_class
+from chiaroscuro.routing import BudgetRouter, check_share, check_thresholds, router_class
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "attention_keys": ("all", "routed"),
@@ -61,6 +61,8 @@ class ChiarConfig(PreTrainedConfig):
     recipe: the recipe the fields started from.
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
     router: "threshold", "soft", "hard", "learned", or the controls "random" and "interleaved" (`chiaroscuro.routing`).
+    routed_share: of the tokens of a layer with two operators, how many go to the dearer one; None: half of them, by the
+        paper's thirds where there are thresholds.
     tau_low, tau_high: thresholds before calibration; None: where they would lie for white noise.
     attention_keys: "all": a token sees every earlier token; "routed": those that were routed to attention in the layer.
     dispatch: "sparse": operators run on their tokens only; "dense": on all, and gates blend; "auto": sparse where it
@@ -87,6 +89,7 @@ class ChiarConfig(PreTrainedConfig):
     max_position_embeddings: int = 8192
     layer_operators: list[list[str]] | None = None
     router: str = "threshold"
+    routed_share: float | None = None
     tau_low: float | None = None
     tau_high: float | None = None
     attention_keys: str = "all"
@@ -213,6 +216,13 @@ class ChiarConfig(PreTrainedConfig):
         hard = router_class(self.router).hard
         if self.dispatch == "sparse" and not hard:
             raise ValueError(f"router {self.router!r} blends all operators, so dispatch must be 'auto' or 'dense'")
+        if self.routed_share is not None:
+            check_share(self.routed_share)
+            if not issubclass(router_class(self.router), BudgetRouter):
+                raise ValueError(f"router {self.router!r} keeps to no share: leave routed_share out")
+            most = max(map(len, self.layer_operators))
+            if most > 2:
+                raise ValueError(f"routed_share parts the tokens between two operators, and a layer has {most}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} attention heads"

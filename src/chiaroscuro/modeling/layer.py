@@ -14,7 +14,16 @@ from chiaroscuro.mixers import NO_CONTEXT, Context, FeedForward, Flops, Mixer, W
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.ops import Chosen
 from chiaroscuro.ops.dct import by_matrix
-from chiaroscuro.routing import RoutedMixer, Router, Routing, ThresholdRouter, dispatch, router_class, utilisation
+from chiaroscuro.routing import (
+    BudgetRouter,
+    RoutedMixer,
+    Router,
+    Routing,
+    ThresholdRouter,
+    dispatch,
+    router_class,
+    utilisation,
+)
 
 
 @dataclass
@@ -119,13 +128,17 @@ class ChiarLayer(GradientCheckpointingLayer):
         return dispatch(cast(list[FeedForward], self.feed_forwards), x_BTD, routing, contexts, self.mixer.sparse)
 
     def flops(self, batch_size: int, length: int, trace: RoutingTrace | None = None, past: int = 0) -> Flops:
-        """Forward FLOPs: of the routing in `trace`, or else of tokens spread evenly over positions and operators."""
-        count = len(self.mixer.operators)
+        """Forward FLOPs: of the routing in `trace`, or else of tokens spread evenly over positions, each operator
+        with the share that the router is to give it."""
+        count, router = len(self.mixer.operators), self.mixer.router
         dense = Work.dense(batch_size, length, spectrum=count > 1, past=past)
-        if not self.mixer.sparse:
+        if router is None or not self.mixer.sparse:
             works = [dense] * count
         elif trace is None:
-            works = [Work.expected(batch_size, length, 1 / count, self.routed_keys, spectrum=True, past=past)] * count
+            works = [
+                Work.expected(batch_size, length, share, self.routed_keys, spectrum=True, past=past)
+                for share in router.shares
+            ]
         else:
             works = [trace.work(index, self.routed_keys, past) for index in range(count)]
         weight = self.feed_forward_norm.weight
@@ -139,10 +152,10 @@ class ChiarLayer(GradientCheckpointingLayer):
 
 def build_router(config: ChiarConfig, index: int, num_operators: int) -> Router:
     """The router of one layer, by the configuration's name for it."""
-    cls = router_class(config.router)
+    cls, sizes = router_class(config.router), (config.hidden_size, num_operators, index)
     if cls is ThresholdRouter:
-        return ThresholdRouter(config.hidden_size, num_operators, index, config.tau_low, config.tau_high)
-    return cls(config.hidden_size, num_operators, index)
+        return ThresholdRouter(*sizes, config.routed_share, config.tau_low, config.tau_high)
+    return cls(*sizes, config.routed_share) if issubclass(cls, BudgetRouter) else cls(*sizes)
 
 
 def _norm(config: ChiarConfig) -> nn.LayerNorm:

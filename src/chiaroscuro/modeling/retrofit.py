@@ -21,7 +21,7 @@ from chiaroscuro.mixers import NO_CONTEXT, Context, DCTMixer, Flops, Mixer, Noth
 from chiaroscuro.mixers.flops import linear_flops
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model
 from chiaroscuro.ops import Chosen, chosen_attention, rotate
-from chiaroscuro.routing import RoutedMixer, ShareRouter, calibrate
+from chiaroscuro.routing import RoutedMixer, ThresholdRouter, calibrate, check_share
 
 SETTINGS = "chiaroscuro"  # where the configuration says what was done to the model
 Light = Literal["none", "dct"]
@@ -68,8 +68,8 @@ def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> Non
     """Attend for a share of the tokens in each routed layer of a retrofitted model, those with the highest entropy, as
     found on `input_ids_BT`, some thousand tokens of held-out text. Raises ValueError for a share outside [0, 1] and for
     a model that was not retrofitted."""
-    _check_share(share)
-    routers = [module for module in model.modules() if isinstance(module, ShareRouter)]
+    check_share(share)
+    routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
     if not routers or not hasattr(model.config, SETTINGS):
         raise ValueError(f"this {type(model).__name__} was not retrofitted")
     for router in routers:
@@ -86,7 +86,7 @@ def load_retrofitted(folder: Path | str, **kwargs: Any) -> PreTrainedModel:
     settings: Any = getattr(config, SETTINGS, None)
     if not isinstance(settings, dict) or set(settings) != {"layers", "light", "share"}:
         raise ValueError(f"the model in {folder} was not retrofitted")
-    _check_share(settings["share"])
+    check_share(settings["share"])
     cls: Any = causal_class(config)
 
     class Retrofitted(cls):
@@ -94,7 +94,7 @@ def load_retrofitted(folder: Path | str, **kwargs: Any) -> PreTrainedModel:
             super().__init__(config, *args, **kwargs)
             retrofit(self, settings["layers"], settings["light"], check=False)
             for router in self.modules():
-                if isinstance(router, ShareRouter):
+                if isinstance(router, ThresholdRouter):
                     router.share = settings["share"]
             setattr(self.config, SETTINGS, settings)
 
@@ -109,7 +109,7 @@ class RoutedAttention(nn.Module):
     routed: RoutedMixer
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        router = cast(ShareRouter, self.routed.router)
+        router = cast(ThresholdRouter, self.routed.router)
         if router.share == 1.0:
             return super().forward(hidden_states, *args, **kwargs)
         if args:
@@ -311,11 +311,6 @@ def _usable(mask: Tensor | None, past: Any, T: int, K: int) -> Tensor | None:
     return usable_BK
 
 
-def _check_share(share: Any) -> None:
-    if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
-        raise ValueError(f"share must lie in [0, 1], got {share!r}")
-
-
 def _route(attention: Any, light: Light) -> None:
     """Make an attention module a `RoutedAttention`, which keeps its own class as a base."""
     config = attention.config
@@ -328,7 +323,9 @@ def _route(attention: Any, light: Light) -> None:
     operators: dict[str, Mixer] = {"none": NothingMixer(), "dct": DCTMixer(own.width, start=0.0)}
     if light not in operators:
         raise ValueError(f"unknown light operator {light!r}; known: {', '.join(operators)}")
-    routed = RoutedMixer({light: operators[light], "attention": own}, ShareRouter(own.width, 2, attention.layer_idx))
+    routed = RoutedMixer(
+        {light: operators[light], "attention": own}, ThresholdRouter(own.width, 2, attention.layer_idx, share=1.0)
+    )
     weight = next(attention.parameters())
     attention.__class__ = type(f"Routed{type(attention).__name__}", (RoutedAttention, type(attention)), {})
     attention.routed = nn.Module.to(routed, weight.device, weight.dtype)
@@ -344,7 +341,7 @@ def _leave(attention: Any) -> None:
 @torch.no_grad()
 def _check_same(model: PreTrainedModel) -> None:
     """Raises ValueError when routed attention, asked for every token, is not what the model computes by itself."""
-    routers = [module for module in model.modules() if isinstance(module, ShareRouter)]
+    routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
     ids_BT = torch.arange(2 * 24, device=model.device).view(2, 24) % model.config.vocab_size
     was_training = model.training
     model.eval()

@@ -5,20 +5,29 @@ from chiaroscuro.routing.collapse import starving, utilisation, utilisation_entr
 from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatch
 from chiaroscuro.routing.force import at_share, forced
 from chiaroscuro.routing.meta import MetaRouter
-from chiaroscuro.routing.router import ROUTERS, Router, ShareRouter, ThresholdRouter, check_thresholds, router_class
+from chiaroscuro.routing.router import (
+    ROUTERS,
+    BudgetRouter,
+    Router,
+    ThresholdRouter,
+    check_share,
+    check_thresholds,
+    router_class,
+)
 
 __all__ = [
     "ROUTERS",
+    "BudgetRouter",
     "Calibration",
     "Dispatch",
     "MetaRouter",
     "RoutedMixer",
     "Router",
     "Routing",
-    "ShareRouter",
     "ThresholdRouter",
     "at_share",
     "calibrate",
+    "check_share",
     "check_thresholds",
     "dispatch",
     "forced",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from chiaroscuro.routing.router import Router, ThresholdRouter
+from chiaroscuro.routing.router import Router, ThresholdRouter, check_share
 
 
 @contextmanager
@@ -37,8 +37,7 @@ def at_share(model: nn.Module, share: float) -> Iterator[None]:
     """While it lasts, every router of `model` that has thresholds sends `share` of the tokens it is given, those with
     the highest scores, to its last operator, and the others to its first; where tokens of equal score would be parted,
     all of them to its first. Raises ValueError for a share outside [0, 1]."""
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"share must lie in [0, 1], got {share}")
+    check_share(share)
     routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
 
     def place_thresholds(router: Any, args: tuple[Tensor, ...]) -> None:

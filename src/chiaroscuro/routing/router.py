@@ -34,6 +34,11 @@ class Router(nn.Module, ABC):
         self.num_operators = num_operators
         self.layer = layer
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What part of the tokens each operator may be expected to get: each the same, where nothing says otherwise."""
+        return (1 / self.num_operators,) * self.num_operators
+
     @abstractmethod
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Gates (B, T, O), from the vectors, their spectral entropy (B, T), and what `context` says of the tokens."""
@@ -42,7 +47,26 @@ class Router(nn.Module, ABC):
         """Set parameters and buffers held by this module itself to their starting values."""
 
 
-class ThresholdRouter(Router):
+class BudgetRouter(Router):
+    """Of two operators the second gets `share` of the tokens; without a share all get the same.
+
+    Raises ValueError for a share outside [0, 1], and for one with another number of operators.
+    """
+
+    def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):
+        super().__init__(hidden_size, num_operators, layer)
+        if share is not None:
+            check_share(share)
+            if num_operators != 2:
+                raise ValueError(f"a share parts the tokens between two operators, not {num_operators}")
+        self.share = share
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return super().shares if self.share is None else (1 - self.share, self.share)
+
+
+class ThresholdRouter(BudgetRouter):
     """Entropy against two thresholds; nothing is learned (paper, "Theorem 1").
 
     Three operators: below `low` the first, above `high` the last, between them the second. Two operators: above the
@@ -53,9 +77,15 @@ class ThresholdRouter(Router):
     most_operators = 3
 
     def __init__(
-        self, hidden_size: int, num_operators: int, layer: int = 0, low: float | None = None, high: float | None = None
+        self,
+        hidden_size: int,
+        num_operators: int,
+        layer: int = 0,
+        share: float | None = None,
+        low: float | None = None,
+        high: float | None = None,
     ):
-        super().__init__(hidden_size, num_operators, layer)
+        super().__init__(hidden_size, num_operators, layer, share)
         if num_operators not in (2, 3):
             raise ValueError(f"a router with thresholds chooses between two or three operators, not {num_operators}")
         noise_low, noise_high = noise_thresholds(hidden_size)
@@ -84,8 +114,8 @@ class ThresholdRouter(Router):
 
     @property
     def quantiles(self) -> tuple[float, float]:
-        """Where calibration puts the thresholds: the paper's thirds."""
-        return 1 / 3, 2 / 3
+        """Where calibration puts the thresholds: the paper's thirds, or both where they leave `share` above them."""
+        return (1 / 3, 2 / 3) if self.share is None else (1 - self.share, 1 - self.share)
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor) -> Tensor:
         """What is held against the thresholds, (B, T)."""
@@ -103,17 +133,6 @@ class ThresholdRouter(Router):
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
-class ShareRouter(ThresholdRouter):
-    """A threshold between two operators, calibrated so that the second gets `share` of the tokens, those with the
-    highest entropy."""
-
-    share: float = 1.0
-
-    @property
-    def quantiles(self) -> tuple[float, float]:
-        return 1.0 - self.share, 1.0 - self.share
-
-
 class LearnedRouter(ThresholdRouter):
     """A learned score, Linear(x), against the thresholds: the budget of the threshold router without its entropy.
 
@@ -124,10 +143,10 @@ class LearnedRouter(ThresholdRouter):
     learned = True
     most_operators = 2
 
-    def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):
+    def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):
         if num_operators != 2:
             raise ValueError(f"the learned router chooses between two operators, not {num_operators}")
-        super().__init__(hidden_size, num_operators, layer, 0.0, 0.0)
+        super().__init__(hidden_size, num_operators, layer, share, low=0.0, high=0.0)
         self.linear = nn.Linear(hidden_size, 1, bias=False)
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor) -> Tensor:
@@ -174,24 +193,33 @@ def straight_through(probability_BTO: Tensor, choice_BT: Tensor) -> Tensor:
     return chosen * (1 + (probability_BTO - probability_BTO.detach()))
 
 
-class RandomRouter(Router):
-    """Each operator with the same probability, by a hash of token, position and layer: the control that knows nothing
-    of the token's vector, and still gives the same answer through the cache as in a full pass."""
+class RandomRouter(BudgetRouter):
+    """Each operator with the probability of its share, by a hash of token, position and layer: the control that knows
+    nothing of the token's vector, and still gives the same answer through the cache as in a full pass."""
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         mixed = _positions(x_BTD, context) * 0x9E3779B1 + self.layer * 0x85EBCA6B + 1
         if context.ids_BT is not None:
             mixed = mixed + context.ids_BT * 0xC2B2AE35
-        hashed = _mix_bits(mixed)
-        choice_BT = (hashed & 0x7FFFFFFF) * self.num_operators // 2**31
+        hashed = _mix_bits(mixed) & 0x7FFFFFFF
+        if self.share is None:
+            choice_BT = hashed * self.num_operators // 2**31
+        else:
+            choice_BT = (hashed < self.share * 2**31).long()
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
-class InterleavedRouter(Router):
+class InterleavedRouter(BudgetRouter):
     """Each operator in turn, by position: the control that spreads the same share as evenly as can be."""
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        return one_hot(_positions(x_BTD, context) % self.num_operators, self.num_operators).to(x_BTD.dtype)
+        positions_BT = _positions(x_BTD, context)
+        if self.share is None:
+            choice_BT = positions_BT % self.num_operators
+        else:
+            seen_BT = positions_BT.double()
+            choice_BT = (((seen_BT + 1) * self.share).floor() - (seen_BT * self.share).floor()).long()
+        return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
 def _positions(x_BTD: Tensor, context: Context) -> Tensor:
@@ -223,6 +251,12 @@ def router_class(name: str) -> type[Router]:
     if name not in ROUTERS:
         raise ValueError(f"unknown router {name!r}; known routers: {', '.join(sorted(ROUTERS))}")
     return ROUTERS[name]
+
+
+def check_share(share: float) -> None:
+    """Raises ValueError unless 0 <= share <= 1."""
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0.0 <= share <= 1.0:
+        raise ValueError(f"share must lie in [0, 1], got {share!r}")
 
 
 def check_thresholds(low: float, high: float) -> None:
