@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from chiaroscuro.mixers.flops import fft_flops, linear_flops
 from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
 from chiaroscuro.ops.attention_cpu import computed_pairs
+from chiaroscuro.ops.evaluating import evaluating
 
 
 def executed_flops(run: Callable[[], Any]) -> float:
@@ -30,13 +31,8 @@ def executed_flops(run: Callable[[], Any]) -> float:
 
 def executed_forward_flops(model: nn.Module, input_ids: torch.Tensor) -> float:
     """FLOPs of one forward pass in evaluation mode, without a cache."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return executed_flops(lambda: model(input_ids, use_cache=False))
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        return executed_flops(lambda: model(input_ids, use_cache=False))
 
 
 def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input_ids: torch.Tensor) -> dict[str, float]:
@@ -48,11 +44,8 @@ def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input
     twin_config: ChiarConfig = model.config.twin()
     with torch.device(input_ids.device):
         twin = type(model)(twin_config)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model):
         routing = model(input_ids, use_cache=False, output_routing=True).routing
-    model.train(was_training)
     batch_size, seq_len = input_ids.shape
     planned, full = model.flops(batch_size, seq_len, routing), twin.flops(batch_size, seq_len)
     executed = executed_forward_flops(model, input_ids) / executed_forward_flops(twin, input_ids)

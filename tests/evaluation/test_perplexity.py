@@ -64,3 +64,11 @@ def test_unigram_perplexity_counts_only_predicted_tokens():
     train = np.array([0] * 97 + [1])
     windows = TokenWindows(np.array([1, 0, 0, 0, 1]), 4)  # one window: the first token and the rest are not predicted
     assert unigram_perplexity(train, windows, 2) == pytest.approx(100 / 98)
+
+
+def test_a_failed_evaluation_leaves_the_mode_alone(model, windows):
+    model.train()
+    with pytest.raises(IndexError):
+        evaluate(model, windows, np.ones(1, dtype=int))
+    assert model.training
+    assert torch.is_grad_enabled()

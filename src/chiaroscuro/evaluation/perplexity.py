@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from chiaroscuro.data import TokenWindows
 from chiaroscuro.modeling import ChiarForCausalLM, RoutingTrace
+from chiaroscuro.ops.evaluating import evaluating
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class ShareCounter:
         }
 
 
-@torch.no_grad()
 def evaluate(
     model: ChiarForCausalLM,
     windows: TokenWindows,
@@ -68,19 +67,17 @@ def evaluate(
     `token_bytes` holds the bytes behind each token id (`chiaroscuro.data.token_bytes`). The model is run in evaluation
     mode, its thresholds as they are.
     """
-    was_training = model.training
-    model.eval()
     nats, tokens, text_bytes, shares = 0.0, 0, 0, ShareCounter()
     starts = range(0, len(windows), batch_size)
-    for start in track(starts, "evaluating", transient=True, disable=not show_progress):
-        ids_BT = windows.batch(range(start, min(start + batch_size, len(windows)))).to(model.device)
-        output = model(ids_BT, use_cache=False, output_routing=True)
-        targets = ids_BT[:, 1:].flatten()
-        nats += float(cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"))
-        tokens += len(targets)
-        text_bytes += int(token_bytes[targets.cpu().numpy()].sum())
-        shares.add(output.routing)
-    model.train(was_training)
+    with evaluating(model):
+        for start in track(starts, "evaluating", transient=True, disable=not show_progress):
+            ids_BT = windows.batch(range(start, min(start + batch_size, len(windows)))).to(model.device)
+            output = model(ids_BT, use_cache=False, output_routing=True)
+            targets = ids_BT[:, 1:].flatten()
+            nats += float(cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"))
+            tokens += len(targets)
+            text_bytes += int(token_bytes[targets.cpu().numpy()].sum())
+            shares.add(output.routing)
     loss = nats / tokens
     bits_per_byte = nats / math.log(2) / text_bytes if text_bytes else float("nan")
     return Evaluation(loss, tokens, shares.mean(), math.exp(min(loss, 700.0)), bits_per_byte)

@@ -12,9 +12,9 @@ from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from chiaroscuro.evaluation.perplexity import Evaluation
+from chiaroscuro.ops.evaluating import evaluating
 
 
-@torch.no_grad()
 def evaluate_sliding(
     model: Any,
     tokens: np.ndarray,
@@ -37,17 +37,15 @@ def evaluate_sliding(
         raise ValueError("the text has fewer than two tokens: there is nothing to predict")
     window = min(window, len(tokens))
     ends = [*range(window, len(tokens), stride), len(tokens)]
-    was_training = model.training
-    model.eval()
-    # The first window predicts all its tokens but the first, the last one what is left.
-    nats = _nats(model, tokens, [window], window, window - 1)
-    middle = ends[1:-1]
-    starts = range(0, len(middle), batch_size)
-    for start in track(starts, "evaluating", transient=True, disable=not show_progress):
-        nats += _nats(model, tokens, middle[start : start + batch_size], window, stride)
-    if len(ends) > 1:
-        nats += _nats(model, tokens, ends[-1:], window, ends[-1] - ends[-2])
-    model.train(was_training)
+    with evaluating(model):
+        # The first window predicts all its tokens but the first, the last one what is left.
+        nats = _nats(model, tokens, [window], window, window - 1)
+        middle = ends[1:-1]
+        starts = range(0, len(middle), batch_size)
+        for start in track(starts, "evaluating", transient=True, disable=not show_progress):
+            nats += _nats(model, tokens, middle[start : start + batch_size], window, stride)
+        if len(ends) > 1:
+            nats += _nats(model, tokens, ends[-1:], window, ends[-1] - ends[-2])
     predicted = len(tokens) - 1
     text_bytes = int(token_bytes[tokens[1:]].sum())
     bits_per_byte = nats / math.log(2) / text_bytes if text_bytes else float("nan")

@@ -21,6 +21,7 @@ from chiaroscuro.mixers import NO_CONTEXT, Context, DCTMixer, Flops, Mixer, Noth
 from chiaroscuro.mixers.flops import linear_flops
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model
 from chiaroscuro.ops import Chosen, chosen_attention, rotate
+from chiaroscuro.ops.evaluating import evaluating
 from chiaroscuro.routing import RoutedMixer, ThresholdRouter, calibrate, check_share
 
 SETTINGS = "chiaroscuro"  # where the configuration says what was done to the model
@@ -338,22 +339,19 @@ def _leave(attention: Any) -> None:
         del attention.routed
 
 
-@torch.no_grad()
 def _check_same(model: PreTrainedModel) -> None:
     """Raises ValueError when routed attention, asked for every token, is not what the model computes by itself."""
     routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
     ids_BT = torch.arange(2 * 24, device=model.device).view(2, 24) % model.config.vocab_size
-    was_training = model.training
-    model.eval()
-    own = model(ids_BT, use_cache=False).logits
-    for router in routers:
-        router.share, thresholds = 0.5, router.thresholds.tolist()
-        router.set_thresholds(-1.0, -1.0)  # below every entropy
-    routed = model(ids_BT, use_cache=False).logits
-    for router in routers:
-        router.share = 1.0
-        router.set_thresholds(*thresholds)
-    model.train(was_training)
+    with evaluating(model):
+        own = model(ids_BT, use_cache=False).logits
+        for router in routers:
+            router.share, thresholds = 0.5, router.thresholds.tolist()
+            router.set_thresholds(-1.0, -1.0)  # below every entropy
+        routed = model(ids_BT, use_cache=False).logits
+        for router in routers:
+            router.share = 1.0
+            router.set_thresholds(*thresholds)
     apart = float((routed - own).abs().max() / own.std())
     if not apart < 0.05:
         raise ValueError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from chiaroscuro.mixers import Mixer
 from chiaroscuro.ops import noise_entropy
+from chiaroscuro.ops.evaluating import evaluating
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ def noise_thresholds(D: int) -> tuple[float, float]:
     return max(0.0, mean - spread), min(1.0, mean + spread)
 
 
-@torch.no_grad()
 def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) -> list[Calibration]:
     """Set the thresholds of every threshold router to its quantiles, the 33rd and 67th percentile, of what it sees on
     `input_ids_BT`.
@@ -63,12 +63,10 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     hooks = [m.register_forward_pre_hook(set_thresholds) for m in model.modules() if hasattr(m, "set_thresholds")]
     if fit_mixers:
         hooks += [m.register_forward_pre_hook(fit) for m in model.modules() if isinstance(m, Mixer)]
-    was_training = model.training
-    model.eval()
     try:
-        model(input_ids_BT)
+        with evaluating(model):
+            model(input_ids_BT)
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
     return found

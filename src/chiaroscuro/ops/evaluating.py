@@ -1,0 +1,20 @@
+"""A model in evaluation mode for as long as something is measured."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """While it lasts, `model` is in evaluation mode and nothing is recorded for gradients; then it is in the mode that
+    it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
