@@ -120,7 +120,10 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
     ("arguments", "complaint"),
     [
         (["train", "--recipe", "chair"], "unknown recipe 'chair'; known recipes: chiar, full_attention"),
-        (["train", "--task", "juggling"], "unknown task 'juggling'; known tasks: lm, imdb, listops, listops_flat"),
+        (
+            ["train", "--task", "juggling"],
+            "unknown task 'juggling'; known tasks: lm, recall, imdb, listops, listops_flat",
+        ),
         (["train", "--data", "absent.txt"], "no data at 'absent.txt'"),
         (["train", "--data", "EMPTY"], "is empty"),
         (["train", "--data", "BINARY"], "not UTF-8"),

@@ -91,5 +91,7 @@ def test_a_review_that_holds_the_end_of_text_is_not_taken_for_two(tmp_path):
 
 
 def test_unknown_tasks_are_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown task 'juggling'; known tasks: lm, imdb, listops, listops_flat"):
+    with pytest.raises(
+        ValueError, match="unknown task 'juggling'; known tasks: lm, recall, imdb, listops, listops_flat"
+    ):
         load_labelled("juggling", "")

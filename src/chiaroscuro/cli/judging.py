@@ -42,7 +42,7 @@ def evaluate(
         found = evaluate_sliding(loaded.model, task.tokens[split], sizes, window, stride, show_progress=not as_json)
         report |= {"window": window, "stride": stride}
     else:
-        raise ValueError(f"{run} holds a classifier; --stride is for language models")
+        raise ValueError(f"{run} was trained for task {task.plan.task!r}; --stride is for language modelling")
     show(report | {name: value for name, value in asdict(found).items() if value is not None}, as_json)
 
 

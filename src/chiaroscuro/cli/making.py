@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 Data = Annotated[
     str, typer.Option(help="a text file, a folder of text files, or shakespeare, imdb, wikitext-2, wikitext-103")
 ]
-TaskName = Annotated[str, typer.Option(help="lm (language modelling), imdb, listops or listops_flat (classification)")]
+TaskName = Annotated[
+    str, typer.Option(help="lm (language modelling), recall, imdb, listops or listops_flat (classification)")
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(help="a folder with tokenizer.json, or vocab.json and merges.txt; default: trained on the data"),
@@ -36,7 +38,8 @@ def train(
         str | None,
         typer.Option(
             help="lm: a text file, a folder of them, shakespeare, imdb, wikitext-2 or wikitext-103 (default: "
-            "shakespeare). imdb: a folder with train.jsonl and test.jsonl (default: from the hub). ListOps is generated"
+            "shakespeare). imdb: a folder with train.jsonl and test.jsonl (default: from the hub). The other tasks "
+            "are generated"
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="run folder to make; default: runs/RECIPE-N")] = None,

@@ -2,6 +2,7 @@
 
 from chiaroscuro.data.corpus import SPLITS, Corpus, load_corpus, read_text
 from chiaroscuro.data.labelled import TASKS, LabelledData, LabelledSequences, generate_listops, load_labelled, pad_batch
+from chiaroscuro.data.recall import RecallExamples, generate_recall
 from chiaroscuro.data.tokenizer import load_tokenizer, token_bytes, train_tokenizer
 from chiaroscuro.data.tokens import TokenWindows, cache_folder, encode
 
@@ -11,10 +12,12 @@ __all__ = [
     "Corpus",
     "LabelledData",
     "LabelledSequences",
+    "RecallExamples",
     "TokenWindows",
     "cache_folder",
     "encode",
     "generate_listops",
+    "generate_recall",
     "load_corpus",
     "load_labelled",
     "load_tokenizer",

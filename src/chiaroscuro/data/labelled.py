@@ -11,7 +11,6 @@ from random import Random
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from chiaroscuro.data.corpus import SPLITS, Corpus
 from chiaroscuro.data.imdb import load_imdb
 from chiaroscuro.data.listops import SYMBOLS, flat_expression, nested_expression, value
-from chiaroscuro.data.tokenizer import END_OF_TEXT, train_tokenizer, wrap
+from chiaroscuro.data.tokenizer import END_OF_TEXT, symbol_tokenizer, train_tokenizer
 from chiaroscuro.data.tokens import cached_array, encode
 
 TASKS = ("imdb", "listops", "listops_flat")
@@ -54,7 +53,7 @@ def load_labelled(
     if task in ("listops", "listops_flat"):
         data = generate_listops(task, LISTOPS_SIZES)
         return data if tokenizer is None else _in_words(data, tokenizer)
-    raise ValueError(f"unknown task {task!r}; known tasks: lm, {', '.join(TASKS)}")
+    raise ValueError(f"unknown task {task!r}; known tasks: lm, recall, {', '.join(TASKS)}")
 
 
 def generate_listops(task: str, sizes: dict[str, int], seed: int = 0) -> LabelledData:
@@ -64,7 +63,7 @@ def generate_listops(task: str, sizes: dict[str, int], seed: int = 0) -> Labelle
         key = hashlib.sha256(f"{task} {split} {sizes[split]} {seed} version 1".encode()).hexdigest()
         tokens[split] = cached_array(key, partial(_expressions, task, sizes[split], f"{seed} {split}"))
         labels[split] = cached_array(key[::-1], partial(_values, tokens[split]))
-    return LabelledData(_symbol_tokenizer(), tokens, labels, 10)
+    return LabelledData(symbol_tokenizer(SYMBOLS), tokens, labels, 10)
 
 
 def _in_words(data: LabelledData, tokenizer: PreTrainedTokenizerFast) -> LabelledData:
@@ -91,13 +90,6 @@ def _values(tokens: np.ndarray) -> Iterator[np.ndarray]:
     ends = np.flatnonzero(tokens == len(SYMBOLS))
     rows = np.split(tokens, ends + 1)[:-1]
     yield np.array([value([SYMBOLS[index] for index in row[:-1]]) for row in rows])
-
-
-def _symbol_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {symbol: index for index, symbol in enumerate((*SYMBOLS, END_OF_TEXT))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_OF_TEXT))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return wrap(tokenizer)
 
 
 class LabelledSequences(Dataset[dict[str, Tensor]]):

@@ -1,7 +1,7 @@
 """Byte-level BPE tokenizers: trained here, or read from a folder."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     # Before it is wrapped: what lies between two ids far apart would be filled.
     if sorted(tokenizer.get_vocab().values()) != list(range(tokenizer.get_vocab_size())):
         raise ValueError(f"the tokenizer in {folder} cannot be used: its ids are not those from 0 to its size")
+    return wrap(tokenizer)
+
+
+def symbol_tokenizer(symbols: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One id for each symbol, in their order, and then that of the end of a text; symbols are parted by spaces."""
+    vocabulary = {symbol: index for index, symbol in enumerate((*symbols, END_OF_TEXT))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_OF_TEXT))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return wrap(tokenizer)
 
 

@@ -23,8 +23,8 @@ class Evaluation:
 
     loss: nats per token, or per sequence for a classifier. tokens: how many were predicted, or read by a classifier.
     routing: per layer with a choice, the share of the tokens that went to each operator. perplexity, and bits_per_byte
-    of the text behind the predicted tokens: of a language model. accuracy: of a classifier. tasks: the accuracy of each
-    further task of a language model trained on several.
+    of the text behind the predicted tokens: of a language model. accuracy: of a classifier, or of the answers in
+    recall. tasks: the accuracy of each further task of a language model trained on several.
     """
 
     loss: float

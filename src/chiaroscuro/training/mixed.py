@@ -12,7 +12,7 @@ from chiaroscuro.evaluation import Evaluation
 from chiaroscuro.modeling import ChiarConfig, ChiarForMixedTasks
 from chiaroscuro.training.folder import RESULTS, Run
 from chiaroscuro.training.plan import TrainingPlan
-from chiaroscuro.training.task import Classification, LanguageModelling, Task
+from chiaroscuro.training.task import Classification, LanguageModelling, Recall, Task
 from chiaroscuro.training.trainer import RoutingTrainer
 
 MIX_PROBABILITY = 0.25
@@ -86,7 +86,8 @@ def prepare(plan: TrainingPlan) -> Task:
     """Read and encode the data of a plan. Raises ValueError for an unknown task and for data that cannot be used."""
     if plan.mixed:
         return MixedTasks(plan)
-    return LanguageModelling(plan) if plan.task == "lm" else Classification(plan)
+    by_name: dict[str, Callable[[TrainingPlan], Task[Any]]] = {"lm": LanguageModelling, "recall": Recall}
+    return by_name.get(plan.task, Classification)(plan)
 
 
 def task_of(run: Run, data: str | None = None) -> Task:

@@ -16,8 +16,10 @@ SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 class TrainingPlan:
     """One run. Raises ValueError for numbers that cannot be trained with.
 
-    task: "lm", language modelling, or one of `chiaroscuro.data.TASKS`, classification.
-    data: a corpus as `chiaroscuro.data.load_corpus` takes it, or the source of the task's data.
+    task: "lm", language modelling; "recall", multi-query associative recall; or one of `chiaroscuro.data.TASKS`,
+        classification.
+    data: a corpus as `chiaroscuro.data.load_corpus` takes it, or the source of the task's data, where it is not
+        generated.
     tokenizer: a folder with one, or None to train a byte-level BPE of `vocab_size` entries on the training text.
     steps: optimiser steps of `batch_size` windows of `seq_len` tokens. The learning rate rises over `warmup_steps`,
         then falls by a cosine to a hundredth.

@@ -1,4 +1,4 @@
-"""What a run is trained on and judged by: language modelling, or classifying sequences.
+"""What a run is trained on and judged by: language modelling, recall, or classifying sequences.
 
 Shapes: B batch, T tokens.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, T tokens.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from transformers import PreTrainedTokenizerFast
 from chiaroscuro.data import (
     SPLITS,
     LabelledSequences,
+    RecallExamples,
     TokenWindows,
     encode,
+    generate_recall,
     load_corpus,
     load_labelled,
     load_tokenizer,
@@ -26,7 +28,7 @@ from chiaroscuro.data import (
     token_bytes,
     train_tokenizer,
 )
-from chiaroscuro.evaluation import Evaluation, evaluate, evaluate_classifier, unigram_perplexity
+from chiaroscuro.evaluation import Evaluation, evaluate, evaluate_classifier, evaluate_recall, unigram_perplexity
 from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.trainer import RoutingTrainer
@@ -34,22 +36,23 @@ from chiaroscuro.training.trainer import RoutingTrainer
 CALIBRATION_TOKENS = 4096
 
 
-class Task(ABC):
+W = TypeVar("W", TokenWindows, RecallExamples)
+
+
+class Task(ABC, Generic[W]):
     """The data of a task, encoded, and how a model for it is built and measured.
 
-    windows: per split the plain text of the data as windows of tokens, which calibration and FLOPs are measured on.
+    windows: per split the data as windows of tokens, which calibration and FLOPs are measured on.
     examples: per split what the Trainer takes. collate: makes a batch of them, None for the Trainer's own way.
     """
 
     collate: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]] | None = None
 
-    def __init__(self, plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, tokens: dict[str, np.ndarray]):
+    def __init__(self, plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, windows: dict[str, W]):
         self.plan = plan
         self.tokenizer = tokenizer
-        held_out = None if plan.eval_tokens is None else -(-plan.eval_tokens // (plan.seq_len - 1))
-        counts = {"train": None, "validation": held_out, "test": held_out}
-        self.windows = {split: TokenWindows(tokens[split], plan.seq_len, counts[split]) for split in SPLITS}
-        self.examples: dict[str, Dataset[dict[str, Tensor]]] = dict(self.windows)
+        self.windows: dict[str, W] = windows
+        self.examples: dict[str, Dataset[dict[str, Tensor]]] = dict(windows)
 
     @abstractmethod
     def build(self, config: ChiarConfig) -> ChiarForCausalLM | ChiarForSequenceClassification:
@@ -78,7 +81,14 @@ class Task(ABC):
         return windows.batch(range(min(len(windows), -(-CALIBRATION_TOKENS // windows.length))))
 
 
-class LanguageModelling(Task):
+def text_windows(plan: TrainingPlan, tokens: dict[str, np.ndarray]) -> dict[str, TokenWindows]:
+    """Each split cut into the plan's windows; of the held-out splits only as many as the plan says."""
+    held_out = None if plan.eval_tokens is None else -(-plan.eval_tokens // (plan.seq_len - 1))
+    counts = {"train": None, "validation": held_out, "test": held_out}
+    return {split: TokenWindows(tokens[split], plan.seq_len, counts[split]) for split in SPLITS}
+
+
+class LanguageModelling(Task[TokenWindows]):
     """Predict each token of a corpus from those before it."""
 
     def __init__(self, plan: TrainingPlan):
@@ -88,7 +98,7 @@ class LanguageModelling(Task):
         else:
             tokenizer = train_tokenizer(corpus.splits["train"], plan.vocab_size)
         self.tokens = encode(corpus, tokenizer)
-        super().__init__(plan, tokenizer, self.tokens)
+        super().__init__(plan, tokenizer, text_windows(plan, self.tokens))
 
     def build(self, config: ChiarConfig) -> ChiarForCausalLM:
         return ChiarForCausalLM(config)
@@ -101,7 +111,24 @@ class LanguageModelling(Task):
         return "perplexity of a unigram model", perplexity
 
 
-class Classification(Task):
+class Recall(Task[RecallExamples]):
+    """Give each key the value that it came with, in generated examples of the plan's length and vocabulary."""
+
+    def __init__(self, plan: TrainingPlan):
+        tokenizer, examples = generate_recall(plan.seq_len, plan.vocab_size)
+        super().__init__(plan, tokenizer, examples)
+
+    def build(self, config: ChiarConfig) -> ChiarForCausalLM:
+        return ChiarForCausalLM(config)
+
+    def measure(self, model: ChiarForCausalLM, split: str, show_progress: bool = False) -> Evaluation:
+        return evaluate_recall(model, self.windows[split], show_progress=show_progress)
+
+    def by_chance(self) -> tuple[str, float]:
+        return "accuracy of a guess among the values of the example", 1 / (self.plan.seq_len // 8)
+
+
+class Classification(Task[TokenWindows]):
     """Name the label of a sequence cut to the length of the plan's windows. `tokenizer` goes before the plan's."""
 
     collate = staticmethod(pad_batch)
@@ -110,7 +137,7 @@ class Classification(Task):
         if tokenizer is None and plan.tokenizer is not None:
             tokenizer = load_tokenizer(Path(plan.tokenizer))
         data = load_labelled(plan.task, plan.data, tokenizer, plan.vocab_size)
-        super().__init__(plan, data.tokenizer, data.tokens)
+        super().__init__(plan, data.tokenizer, text_windows(plan, data.tokens))
         end = data.tokenizer.eos_token_id
         self.labels = data.labels
         self.num_labels = data.num_labels
