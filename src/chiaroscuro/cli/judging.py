@@ -1,14 +1,11 @@
 """Commands that use and judge a model: eval, generate, calibrate, audit."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from chiaroscuro import tables
 from chiaroscuro.cli.root import AsJson, RunFolder, app, console, load, show
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command("eval", epilog="Example: chiaroscuro eval runs/mine --data other.txt --stride 64")

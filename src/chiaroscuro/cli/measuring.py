@@ -1,15 +1,12 @@
 """Commands behind the claims: study, report, bench."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from chiaroscuro import tables
 from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command(epilog="Example: chiaroscuro study smoke --processes 2")
