@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from chiaroscuro.data import load_corpus
+from chiaroscuro.data import load_corpus, load_test_text
 
 
 def test_shakespeare_holds_out_whole_plays_without_markup():
@@ -72,6 +72,17 @@ def test_files_that_hold_no_text_are_refused(tmp_path, content, complaint):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=complaint):
         load_corpus(str(path))
+
+
+def test_a_text_to_test_on_is_a_file_whole_or_a_test_split(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
+    assert load_test_text(str(tmp_path / "a.txt")).splits == {"test": ["one\n\ntwo\n\nthree"]}
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "a.txt").unlink()
+    assert list(load_test_text(str(tmp_path)).splits["test"]) == ["test"]
+    with pytest.raises(ValueError, match="no data at"):
+        load_test_text(str(tmp_path / "absent"))
 
 
 def test_missing_data_and_empty_folders_are_refused(tmp_path):

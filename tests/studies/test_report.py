@@ -137,6 +137,15 @@ def test_an_unfinished_study_is_named_and_one_of_another_plan_refused(write, tmp
     assert "| not finished: controls |" in report([study], tmp_path / "results", tmp_path / "results.md")
 
 
+def test_a_study_is_told_where_its_texts_lie_and_takes_no_others():
+    study = STUDIES["controls"]
+    study = replace(study, plan=replace(study.plan, test_on={"novel": "absent.txt", "poem": "poem.txt"}))
+    assert study.on(texts={"novel": "here.txt"}).plan.test_on == {"novel": "here.txt", "poem": "poem.txt"}
+    assert study.on("folder", {}).plan.test_on == study.plan.test_on
+    with pytest.raises(ValueError, match="study 'controls' does not test on 'essay'"):
+        study.on(texts={"essay": "essay.txt"})
+
+
 def test_a_study_moved_to_other_data_takes_it_for_further_tasks_too():
     moved = STUDIES["mixed"].on("folder")
     assert moved.plan.data == "folder"

@@ -56,6 +56,7 @@ def made_up(study: Study, loss_of) -> dict:
             "bits_per_byte": 2.0,
             "accuracy": None,
             "steps": run.plan.steps,
+            "test_on": {"novel": {"loss": 3.0 + run.seed, "perplexity": 20.0 + run.seed}},
             "flops": {"attention_ratio": 0.5, "total_ratio": 0.9, "executed_ratio": 0.91},
             "parameters": 1000,
         }
@@ -90,7 +91,9 @@ def test_the_table_takes_the_rate_of_the_lowest_validation_loss_and_spreads_over
     }
     assert "accuracy" not in table[0]
     page = markdown(study, table)
-    assert "| full attention | 0.01 | 10.500 ± 0.707 | 2.000 ± 0.000 | 0.500 ± 0.000 |" in page
+    assert "| full attention | 0.01 | 10.500 ± 0.707 | 2.000 ± 0.000 | 20.500 ± 0.707 | 0.500 ± 0.000 |" in page
+    assert "| bits per byte | perplexity on novel | attention FLOPs |" in page
+    assert table[0]["texts"]["novel"]["loss"]["values"] == [3.0, 4.0]
     assert "seeds 0, 1" in page
 
 

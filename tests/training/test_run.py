@@ -9,7 +9,7 @@ import torch
 
 from chiaroscuro import ChiarForCausalLM
 from chiaroscuro.routing import ThresholdRouter
-from chiaroscuro.training import TrainingPlan, compare, load_run, prepare, train
+from chiaroscuro.training import TrainingPlan, compare, load_run, prepare, task_of, train
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -52,6 +52,28 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_judge_it(plan, tmp_path):
     assert isinstance(run.model, ChiarForCausalLM)
     assert not run.model.training
     assert run.results == results
+
+
+def test_a_run_is_measured_on_further_texts_which_need_not_stay(plan, english, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("It was the best of times, it was the worst of times. " * 40)
+    task = prepare(replace(plan, test_on={"own": str(english), "other": str(other)}))
+    results = train(task.plan, task, tmp_path / "run")
+    assert set(results["test_on"]) == {"own", "other"}
+    whole = sum(len(task.tokens[split]) for split in ("train", "validation", "test"))
+    assert results["test_on"]["own"]["tokens"] == pytest.approx(whole, abs=40)
+    assert results["test_on"]["own"]["perplexity"] != results["perplexity"]
+    run = load_run(tmp_path / "run")
+    assert results["test_on"]["other"]["loss"] == task.measure(run.model, "other").loss
+    other.unlink()
+    assert task_of(run).measure(run.model, "test").loss == results["loss"]
+
+
+def test_further_texts_are_for_language_models_and_not_called_as_splits_are():
+    with pytest.raises(ValueError, match="only language models are tested on further texts, not task 'imdb'"):
+        TrainingPlan(task="imdb", test_on={"other": "other.txt"})
+    with pytest.raises(ValueError, match="a further text cannot be called 'test', which is a split"):
+        TrainingPlan(test_on={"test": "other.txt"})
 
 
 def test_metrics_hold_shares_utilisation_entropy_and_thresholds_per_layer(plan, tmp_path):

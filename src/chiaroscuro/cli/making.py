@@ -7,7 +7,7 @@ import typer
 from click.core import ParameterSource
 
 from chiaroscuro import tables
-from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console, free_folder, show
+from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console, free_folder, show, sources
 
 if TYPE_CHECKING:
     from chiaroscuro.training import Run
@@ -57,6 +57,10 @@ def train(
         list[str] | None,
         typer.Option(metavar="TASK[=DATA]", help="add a batch of this task at a quarter of the steps; may be repeated"),
     ] = None,
+    test_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DATA", help="a further text that the trained model is measured on; may be repeated"),
+    ] = None,
     eval_tokens: Annotated[int | None, typer.Option(help="held-out tokens to measure on; default: all")] = None,
     save_every: Annotated[int | None, typer.Option(help="steps between checkpoints; default: none")] = None,
     resume: Annotated[bool, typer.Option(help="go on with the run in --out, by its own plan")] = False,
@@ -82,7 +86,8 @@ def train(
         learning_rate=lr,
         warmup_steps=max(1, steps // 10),
         eval_tokens=eval_tokens,
-        mixed={name: source or name for name, _, source in (each.partition("=") for each in mix or ())},
+        mixed=sources(mix),
+        test_on=sources(test_on),
         save_every=save_every,
         bf16=bf16,
         fields={"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads},

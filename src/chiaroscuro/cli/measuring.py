@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from chiaroscuro import tables
-from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console
+from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console, sources
 
 
 @app.command(epilog="Example: chiaroscuro study smoke --processes 2")
@@ -14,6 +14,10 @@ def study(
     name: Annotated[str, typer.Argument(help="the name of a study")],
     results: Annotated[Path | None, typer.Option(help="where results are kept; default: results/NAME")] = None,
     data: Annotated[str | None, typer.Option(help="other data than the study's own")] = None,
+    test_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DATA", help="where a text lies that the study tests on; may be repeated"),
+    ] = None,
     processes: Annotated[int, typer.Option(help="runs at a time")] = 2,
     as_json: AsJson = False,
 ) -> None:
@@ -23,9 +27,7 @@ def study(
 
     if processes < 1:
         raise ValueError(f"--processes must be at least 1, got {processes}")
-    chosen = studies.study_named(name)
-    if data is not None:
-        chosen = chosen.on(data)
+    chosen = studies.study_named(name).on(data, sources(test_on))
     places = studies.Places(results or Path("results") / name, Path("runs") / "studies" / name)
     found = studies.run_study(chosen, places, processes)
     table = studies.rows(chosen, found)

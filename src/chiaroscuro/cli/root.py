@@ -51,6 +51,11 @@ def load(folder: Path) -> "Run":
     return load_run(folder)
 
 
+def sources(given: list[str] | None) -> dict[str, str]:
+    """By name what was given as NAME=DATA; a name alone is its own source."""
+    return {name: source or name for name, _, source in (each.partition("=") for each in given or ())}
+
+
 def free_folder(name: str) -> Path:
     """runs/NAME-N with the first N that is not taken."""
     number = 1

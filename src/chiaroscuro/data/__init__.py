@@ -1,6 +1,6 @@
 """Corpora, tokenizers, labelled sequences, and encoded text on disk."""
 
-from chiaroscuro.data.corpus import SPLITS, Corpus, load_corpus, read_text
+from chiaroscuro.data.corpus import SPLITS, Corpus, load_corpus, load_test_text, read_text
 from chiaroscuro.data.labelled import TASKS, LabelledData, LabelledSequences, generate_listops, load_labelled, pad_batch
 from chiaroscuro.data.recall import RecallExamples, generate_recall
 from chiaroscuro.data.tokenizer import load_tokenizer, token_bytes, train_tokenizer
@@ -20,6 +20,7 @@ __all__ = [
     "generate_recall",
     "load_corpus",
     "load_labelled",
+    "load_test_text",
     "load_tokenizer",
     "pad_batch",
     "read_text",

@@ -65,6 +65,14 @@ def load_corpus(source: str) -> Corpus:
     )
 
 
+def load_test_text(source: str) -> Corpus:
+    """What `source` has for testing a model that was not trained on it: a text file whole, otherwise the test split.
+    Raises ValueError as `load_corpus`."""
+    path = Path(source)
+    documents = [read_text(path)] if path.is_file() else load_corpus(source).splits["test"]
+    return Corpus(source, {"test": documents})
+
+
 def read_text(path: Path) -> str:
     """The file as UTF-8 text. Raises ValueError when it is missing, empty or not text."""
     try:

@@ -70,9 +70,9 @@ class Difference:
         return f"{100 * self.mean:+.1f} {name} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def difference(study: Finished, arm: str, other: str) -> Difference:
-    """`arm` less `other`, seed by seed."""
-    ours, theirs = study.table[arm], study.table[other]
+def difference(study: Finished, arm: str, other: str, text: str | None = None) -> Difference:
+    """`arm` less `other`, seed by seed, on the test split or on a further text."""
+    ours, theirs = (study.table[each] if text is None else study.table[each]["texts"][text] for each in (arm, other))
     is_accuracy = "accuracy" in ours
     measure = "accuracy" if is_accuracy else "loss"
     pairs = zip(ours[measure]["values"], theirs[measure]["values"], strict=True)

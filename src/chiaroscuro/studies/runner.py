@@ -51,7 +51,7 @@ def run_study(study: Study, places: Places, processes: int) -> dict[str, dict[st
     tokenizer = places.work / "tokenizer"
     task.tokenizer.save_pretrained(tokenizer)
     digest = hashlib.sha256()
-    for tokens in task.windows.values():
+    for tokens in (*task.windows.values(), *task.texts.values()):
         digest.update(tokens.tokens.tobytes())
     _claim(places, {"code": code_digest(), "data": digest.hexdigest()})
     study = replace(study, plan=replace(study.plan, tokenizer=str(tokenizer)))
@@ -94,12 +94,14 @@ def read_result(run: StudyRun, places: Places) -> dict[str, Any]:
     declared, made = json.loads(json.dumps(asdict(run.plan))), result.get("plan", {})
     # Where data and tokenizer lie is no part of it; an option that the result does not know stood at its default.
     defaults = asdict(TrainingPlan())
-    names = [name for name in declared if name not in ("data", "tokenizer", "mixed", "save_every")]
+    sources = ("mixed", "test_on")
+    names = [name for name in declared if name not in ("data", "tokenizer", "save_every", *sources)]
     changed = [name for name in names if made.get(name, defaults[name]) != declared[name]]
-    if changed or set(made.get("mixed", {})) != set(declared["mixed"]):
+    changed += [name for name in sources if set(made.get(name, {})) != set(declared[name])]
+    if changed:
         raise ValueError(
-            f"{places.result(run)} was made by another plan ({', '.join(changed) or 'mixed'} differ): move it away, or "
-            "give another --results"
+            f"{places.result(run)} was made by another plan ({', '.join(changed)} differ): move it away, or give "
+            "another --results"
         )
     return result
 

@@ -47,15 +47,20 @@ class Study:
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
 
-    def on(self, data: str) -> "Study":
-        """The same study with its data taken from `data`, also where an arm takes it for a further task."""
+    def on(self, data: str | None = None, texts: dict[str, str] | None = None) -> "Study":
+        """The same study with its data taken from `data`, also where an arm takes it for a further task, and those of
+        the texts that it tests on from `texts`. Raises ValueError for a text that it does not test on."""
+        unknown = sorted(set(texts or {}) - set(self.plan.test_on))
+        if unknown:
+            raise ValueError(f"study {self.name!r} does not test on {unknown[0]!r}")
+        data = data or self.plan.data
 
         def moved(plan: dict[str, Any]) -> dict[str, Any]:
             mixed = plan.get("mixed", {}).items()
             return plan | {"mixed": {task: data if source == self.plan.data else source for task, source in mixed}}
 
         arms = tuple(replace(arm, plan=moved(arm.plan)) for arm in self.arms)
-        return replace(self, plan=replace(self.plan, data=data), arms=arms)
+        return replace(self, plan=replace(self.plan, data=data, test_on=self.plan.test_on | (texts or {})), arms=arms)
 
     def search(self) -> list[StudyRun]:
         """The runs that choose the learning rates."""

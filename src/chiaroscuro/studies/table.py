@@ -7,6 +7,7 @@ from chiaroscuro.studies.study import Study
 
 Row = dict[str, Any]
 RATIOS = ("attention_ratio", "total_ratio", "executed_ratio")
+TEXT_MEASURES = ("loss", "perplexity")
 FLOPS = (*RATIOS, "training_flops")
 
 
@@ -18,8 +19,8 @@ def best_runs(study: Study, results: dict[str, dict[str, Any]]) -> dict[str, lis
 
 
 def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
-    """Per arm: the best learning rate, the measures of the test split, the FLOPs ratios, and the FLOPs executed in
-    training to those of full attention over the plan's steps, each as mean and deviation.
+    """Per arm: the best learning rate, the measures of the test split and of further texts, the FLOPs ratios, and the
+    FLOPs executed in training to those of full attention over the plan's steps, each as mean and deviation.
 
     Times are left out: they depend on what else the machine was doing.
     """
@@ -30,6 +31,10 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
         for measure in ("loss", "perplexity", "bits_per_byte", "accuracy"):
             if own[0][measure] is not None:
                 row[measure] = _spread([result[measure] for result in own])
+        row["texts"] = {
+            text: {measure: _spread([result["test_on"][text][measure] for result in own]) for measure in TEXT_MEASURES}
+            for text in own[0].get("test_on", {})
+        }
         for ratio in RATIOS:
             row[ratio] = _spread([result["flops"][ratio] for result in own])
         trained = [result["flops"]["executed_ratio"] * result["steps"] / study.plan.steps for result in own]
@@ -42,7 +47,9 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
 def markdown(study: Study, table: list[Row]) -> str:
     """The table as a page, with what is needed to read it."""
     measures = [name for name in ("perplexity", "bits_per_byte", "accuracy") if name in table[0]]
+    texts = list(table[0]["texts"])
     head = ["arm", "learning rate", *(name.replace("_", " ") for name in measures)]
+    head += [f"perplexity on {text}" for text in texts]
     head += ["attention FLOPs", "all FLOPs planned", "all FLOPs executed", "training FLOPs", "parameters"]
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     lines = [
@@ -59,6 +66,7 @@ def markdown(study: Study, table: list[Row]) -> str:
     ]
     for row in table:
         cells = [row["arm"], f"{row['learning_rate']:g}", *(_shown(row[name], 3) for name in measures)]
+        cells += [_shown(row["texts"][text]["perplexity"], 3) for text in texts]
         cells += [_shown(row[name], 3) for name in FLOPS]
         lines.append("| " + " | ".join([*cells, f"{row['parameters']:,}"]) + " |")
     return "\n".join(lines) + "\n"

@@ -98,5 +98,5 @@ def task_of(run: Run, data: str | None = None) -> Task:
     plan = {"recipe": run.model.config.recipe, "seq_len": longest} | (made_by if isinstance(made_by, dict) else {})
     if data is None and "data" not in plan:
         raise ValueError(f"{run.folder / RESULTS} does not say what the run was trained on: give --data")
-    plan |= {"tokenizer": str(run.folder)} | ({"data": data} if data else {})
+    plan |= {"tokenizer": str(run.folder), "test_on": {}} | ({"data": data} if data else {})
     return prepare(TrainingPlan.read(plan, run.folder / RESULTS))

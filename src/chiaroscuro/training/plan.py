@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
+from chiaroscuro.data import SPLITS
 from chiaroscuro.modeling import ChiarConfig
 from chiaroscuro.modeling.recipes import recipe_named
 
@@ -27,6 +28,8 @@ class TrainingPlan:
         None for all.
     mixed: further tasks by name, with the source of each one's data: at a quarter of the steps a batch of one of them,
         drawn by the step, is added to that of the language model.
+    test_on: further texts by name, with the source of each, that a language model is measured on once it is trained
+        (`chiaroscuro.data.load_test_text`).
     calibrate_every: steps between two calibrations of the thresholds on validation text.
     save_every: steps between checkpoints, None for none.
     bf16: products in bfloat16, weights and optimiser in float32 (mixed precision).
@@ -47,6 +50,7 @@ class TrainingPlan:
     weight_decay: float = 0.01
     eval_tokens: int | None = None
     mixed: dict[str, str] = field(default_factory=dict)
+    test_on: dict[str, str] = field(default_factory=dict)
     calibrate_every: int = 20
     save_every: int | None = None
     bf16: bool = False
@@ -72,6 +76,11 @@ class TrainingPlan:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.mixed and self.task != "lm":
             raise ValueError(f"only language modelling takes further tasks, not task {self.task!r}")
+        if self.test_on and self.task != "lm":
+            raise ValueError(f"only language models are tested on further texts, not task {self.task!r}")
+        taken = sorted(set(self.test_on) & set(SPLITS))
+        if taken:
+            raise ValueError(f"a further text cannot be called {taken[0]!r}, which is a split")
         if self.seq_len < 2:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
         if self.learning_rate <= 0:
