@@ -137,6 +137,35 @@ def test_an_unfinished_study_is_named_and_one_of_another_plan_refused(write, tmp
     assert "| not finished: controls |" in report([study], tmp_path / "results", tmp_path / "results.md")
 
 
+def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path):
+    def run(number: int, ratio: float, milliseconds: float) -> None:
+        case = {
+            "name": "layer",
+            "seconds": {"ours": milliseconds / 1000, "full attention": 0.2},
+            "ratio": {"full attention": [ratio, ratio - 0.01, ratio + 0.01]},
+            "predicted": {"full attention": 0.5},
+            "at_most": {"full attention": 0.65},
+            "executed_to_planned": {"ours": 1.0 + number / 1000},
+        }
+        made = {"commit": "abc", "machine": "a machine", "torch": "2"}
+        folder = tmp_path / "results" / "bench" / f"run-{number}"
+        folder.mkdir(parents=True)
+        (folder / "layer.json").write_text(json.dumps({"versions": made, "cases": [case]}))
+
+    page = tmp_path / "docs" / "results.md"
+    assert "Not measured: `chiaroscuro bench" in report([], tmp_path / "results", page)
+    run(1, 0.64, 120.0)
+    cells = "| layer | 120.0 | full attention | 200.0 | 0.640 (0.630 to 0.650) | 0.500 | 0.65, met |"
+    assert cells in report([], tmp_path / "results", page)
+    run(2, 0.66, 140.0)
+    run(3, 0.63, 125.0)
+    written = report([], tmp_path / "results", page)
+    cells = "125.0 | full attention | 200.0 | 0.640, 0.660, 0.630 (0.620 to 0.670) | 0.500 | 0.65, missed in 1 of 3 |"
+    assert cells in written
+    assert "[run-2](../results/bench/run-2)" in written
+    assert "The sides execute 1.001 to 1.003 of the FLOPs that they plan." in written
+
+
 def test_a_study_is_told_where_its_texts_lie_and_takes_no_others():
     study = STUDIES["controls"]
     study = replace(study, plan=replace(study.plan, test_on={"novel": "absent.txt", "poem": "poem.txt"}))

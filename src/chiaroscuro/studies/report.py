@@ -7,9 +7,11 @@ from pathlib import Path
 
 from chiaroscuro.modeling import read_json
 from chiaroscuro.studies.claims import CLAIMS, Claim
+from chiaroscuro.studies.clock import clock
 from chiaroscuro.studies.evidence import Finished, finished
 from chiaroscuro.studies.runner import Unfinished
 from chiaroscuro.studies.study import Study
+from chiaroscuro.studies.table import page_table
 
 HEAD = """# What holds
 
@@ -34,7 +36,7 @@ def report(studies: Sequence[Study], results: Path, page: Path) -> str:
     parts = [HEAD, _summary(done), *(_section(number, claim, done) for number, claim in enumerate(CLAIMS, 1))]
     token_studies = sorted(results.glob("tokens/*/tokens.json"))
     parts += [_tokens(path, to_results / "tokens" / path.parent.name) for path in token_studies]
-    parts += [_clock(sorted(results.glob("bench/*.json")), to_results / "bench"), _studies(done, to_results)]
+    parts += [clock(results / "bench", to_results / "bench"), _studies(done, to_results)]
     return "\n".join(parts)
 
 
@@ -44,7 +46,7 @@ def _summary(done: dict[str, Finished]) -> str:
         missing = [name for name in claim.needs if name not in done]
         verdict = f"not finished: {', '.join(missing)}" if missing else claim.find(done).verdict
         lines.append([str(number), claim.title, verdict])
-    return _table(lines)
+    return page_table(lines)
 
 
 def _section(number: int, claim: Claim, done: dict[str, Finished]) -> str:
@@ -54,7 +56,7 @@ def _section(number: int, claim: Claim, done: dict[str, Finished]) -> str:
         commands = ", ".join(f"`chiaroscuro study {name}`" for name in missing)
         return "\n".join([*lines, f"**Not settled.** These studies are not finished: {commands}.", ""])
     finding = claim.find(done)
-    lines += [f"**Verdict: {finding.verdict}.** {' '.join(finding.reasons)}", "", _table(finding.table)]
+    lines += [f"**Verdict: {finding.verdict}.** {' '.join(finding.reasons)}", "", page_table(finding.table)]
     return "\n".join([*lines, f"**What would change it.** {claim.changes}", ""])
 
 
@@ -81,42 +83,7 @@ def _tokens(path: Path, folder: Path) -> str:
     for layer, figures in found["layers"].items():
         values = [*figures["benefit"].values(), *figures["rank_correlation"].values()]
         table.append([str(int(layer) + 1), *(f"{value['value']:+.3f} ± {value['error']:.3f}" for value in values)])
-    return "\n".join([*lines, _table([list(column) for column in zip(*table, strict=True)])])
-
-
-def _clock(paths: list[Path], folder: Path) -> str:
-    """Times against full attention and the dense blend."""
-    lines = ["## The clock", ""]
-    if not paths:
-        return "\n".join([*lines, "Not measured: `chiaroscuro bench TARGET --out results/bench/TARGET.json`.", ""])
-    made = [read_json(path)["versions"] for path in paths]
-    commits, machines = (", ".join(sorted({each[name] for each in made})) for name in ("commit", "machine"))
-    lines += [
-        f"{machines}; torch {made[0]['torch']}; commit {commits}. Half of the tokens of each row go to "
-        "attention. Ratios of times measured in turn in one process: medians, with their quartiles; what the executed "
-        "FLOPs would give; and the bound that was set. Each row is from "
-        + ", ".join(f"[{path.name}]({folder / path.name})" for path in paths)
-        + ", which name their commands.",
-        "",
-    ]
-    table = [["what", "ms", "against", "ms", "ratio", "by FLOPs", "bound"]]
-    to_plan: list[float] = []
-    for path in paths:
-        for case in read_json(path)["cases"]:
-            to_plan += case["executed_to_planned"].values()
-            ours = next(iter(case["seconds"]))
-            for other, (middle, low, high) in case["ratio"].items():
-                times = [f"{1e3 * case['seconds'][side]:.1f}" for side in (ours, other)]
-                bound = case["at_most"].get(other)
-                judged = "" if bound is None else f"{bound:.2f}, {'met' if middle <= bound else 'missed'}"
-                ratio = f"{middle:.3f} ({low:.3f} to {high:.3f})"
-                table.append(
-                    [case["name"], times[0], other, times[1], ratio, f"{case['predicted'][other]:.3f}", judged]
-                )
-    agreement = f"The sides execute {min(to_plan):.3f} to {max(to_plan):.3f} of the FLOPs that they plan.\n"
-    plots = sorted(paths[0].parent.glob("lengths/*.png"))
-    pictures = [f"![{path.stem}: time by sequence length]({folder / 'lengths' / path.name})" for path in plots]
-    return "\n".join([*lines, _table(table), agreement, *pictures, ""])
+    return "\n".join([*lines, page_table([list(column) for column in zip(*table, strict=True)])])
 
 
 def _studies(done: dict[str, Finished], to_results: Path) -> str:
@@ -139,8 +106,3 @@ def _studies(done: dict[str, Finished], to_results: Path) -> str:
         figures = sorted((study.folder / "figures").glob("*.png"))
         lines += [f"![{name}: {path.stem}]({to_results / name / 'figures' / path.name})" for path in figures] + [""]
     return "\n".join(lines)
-
-
-def _table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:], ""])

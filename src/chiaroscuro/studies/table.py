@@ -61,15 +61,20 @@ def markdown(study: Study, table: list[Row]) -> str:
         f"each arm is chosen on the validation split among {rates}. FLOPs: to the same-size full attention; those of "
         "training: to its whole training.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
     ]
+    body = []
     for row in table:
         cells = [row["arm"], f"{row['learning_rate']:g}", *(_shown(row[name], 3) for name in measures)]
         cells += [_shown(row["texts"][text]["perplexity"], 3) for text in texts]
         cells += [_shown(row[name], 3) for name in FLOPS]
-        lines.append("| " + " | ".join([*cells, f"{row['parameters']:,}"]) + " |")
-    return "\n".join(lines) + "\n"
+        body.append([*cells, f"{row['parameters']:,}"])
+    return "\n".join([*lines, page_table([head, *body])])
+
+
+def page_table(rows: list[list[str]]) -> str:
+    """Rows of cells, the first of them the head, as a table of a page."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:], ""])
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
