@@ -162,7 +162,7 @@ def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path)
     written = report([], tmp_path / "results", page)
     cells = "125.0 | full attention | 200.0 | 0.640, 0.660, 0.630 (0.620 to 0.670) | 0.500 | 0.65, missed in 1 of 3 |"
     assert cells in written
-    assert "[run-2](../results/bench/run-2)" in written
+    assert "run-2: [layer](../results/bench/run-2/layer.json); run-3: [layer]" in written
     assert "The sides execute 1.001 to 1.003 of the FLOPs that they plan." in written
 
 

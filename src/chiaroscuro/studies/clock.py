@@ -22,19 +22,22 @@ def clock(folder: Path, link: Path) -> str:
     """Times against full attention and the dense blend, from `folder`, one folder in it for each run of the bench;
     `link` leads there from the page."""
     lines = ["## The clock", ""]
-    runs = {run.name: [read_json(path) for path in sorted(run.glob("*.json"))] for run in sorted(folder.glob("run-*"))}
+    runs = {run.name: sorted(run.glob("*.json")) for run in sorted(folder.glob("run-*"))}
     if not runs:
         return "\n".join(
             [*lines, "Not measured: `chiaroscuro bench TARGET --out results/bench/run-1/TARGET.json`.", ""]
         )
-    files = [file for run in runs.values() for file in run]
+    files = [read_json(path) for paths in runs.values() for path in paths]
+    named = [
+        f"{run}: {', '.join(f'[{path.stem}]({link / run / path.name})' for path in paths)}"
+        for run, paths in runs.items()
+    ]
     commits, machines, torches = (_all(files, name) for name in ("commit", "machine", "torch"))
     lines += [
         f"{machines}; torch {torches}; commit {commits}. Half of the tokens of each row go to attention. Ratios of "
         "times measured in turn in one process: the median of each run, and the lowest and highest quartile of all; "
         "what the executed FLOPs would give; and the bound that was set. Milliseconds are the middle of the runs. The "
-        f"runs, one after the other: {', '.join(f'[{name}]({link / name})' for name in runs)}; their files name their "
-        "commands.",
+        f"runs, one after the other, in files that name their commands: {'; '.join(named)}.",
         "",
     ]
     table = [["what", "ms", "against", "ms", "ratio", "by FLOPs", "bound"]]
