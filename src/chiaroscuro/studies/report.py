@@ -93,14 +93,13 @@ def _studies(done: dict[str, Finished], to_results: Path) -> str:
         runs = [result for results in study.runs.values() for result in results]
         first = runs[0]
         machines = ", ".join(sorted({result["versions"]["machine"] for result in runs}))
-        seconds = sum(result["train_seconds"] for result in runs)
         lines += [
             f"### {name}",
             "",
             f"{study.study.question} Data: {first['data']}; {first['tokens_seen']:,} tokens a run; commit "
-            f"{first['versions']['commit']}; {machines}; the runs of the table took "
-            f"{seconds / 3600:.1f} hours of training. `chiaroscuro study {name}` makes the runs, their table is "
-            f"[{name}/table.md]({to_results / name / 'table.md'}), and each run's file lies in `results/{name}/runs`.",
+            f"{first['versions']['commit']}; {machines}. `chiaroscuro study {name}` makes the runs, their "
+            f"table is [{name}/table.md]({to_results / name / 'table.md'}), and each run's file lies in "
+            f"`results/{name}/runs`.",
             "",
         ]
         figures = sorted((study.folder / "figures").glob("*.png"))
