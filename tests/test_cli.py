@@ -53,6 +53,13 @@ def test_train_leaves_a_run_folder(run):
     assert json.loads((run / "results.json").read_text())["recipe"] == "chiar"
 
 
+def test_standard_output_holds_results_only(english, tmp_path):
+    command = [sys.executable, "-m", "chiaroscuro", "train", "--data", str(english), "--out", str(tmp_path / "run")]
+    trained = subprocess.run([*command, *SMALL, "--json"], check=True, capture_output=True, text=True, timeout=120)
+    assert json.loads(trained.stdout) == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "6/6 steps" in trained.stderr
+
+
 def test_eval_agrees_with_the_results_of_the_run(call, run):
     code, out, _ = call("eval", run, "--json")
     assert code == 0

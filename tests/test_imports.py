@@ -12,7 +12,7 @@ FLOORS = [
     {"mixers"},
     {"routing"},
     {"modeling"},
-    {"flops", "data", "training", "evaluation"},
+    {"flops", "data", "training", "evaluation", "progress"},
     {"analysis", "studies", "bench"},
     {"cli", "tables", "app"},
 ]

@@ -32,11 +32,11 @@ def evaluate(
     task = task_of(loaded, data)
     report: dict[str, Any] = {"recipe": loaded.model.config.recipe, "split": split}
     if stride is None:
-        found = task.measure(loaded.model, split, not as_json)
+        found = task.measure(loaded.model, split, show_progress=True)
     elif isinstance(task, LanguageModelling):
         window = task.windows[split].length
         sizes = token_bytes(task.tokenizer)
-        found = evaluate_sliding(loaded.model, task.tokens[split], sizes, window, stride, show_progress=not as_json)
+        found = evaluate_sliding(loaded.model, task.tokens[split], sizes, window, stride, show_progress=True)
         report |= {"window": window, "stride": stride}
     else:
         raise ValueError(f"{run} was trained for task {task.plan.task!r}; --stride is for language modelling")
@@ -115,12 +115,11 @@ def audit(
     """Whether a model can be trusted: reads no later token, keeps rows apart, routes as it says. Exit code 1 if not."""
     from dataclasses import asdict
 
-    from rich.progress import track
-
     from chiaroscuro import analysis
+    from chiaroscuro.progress import tracked
 
     model, input_ids = analysis.subject(name, data)
-    found = analysis.audit(model, input_ids, lambda checks: track(checks, "auditing", transient=True, disable=as_json))
+    found = analysis.audit(model, input_ids, lambda checks: tracked(checks, "auditing"))
     if as_json:
         console.print_json(data=[asdict(each) for each in found])
     else:

@@ -45,10 +45,10 @@ def tokens(
     as_json: AsJson = False,
 ) -> None:
     """Which tokens get attention, by word class and frequency, and whether it is those that it helps."""
-    from rich.progress import track
     from transformers import set_seed
 
     from chiaroscuro import ChiarForCausalLM, analysis
+    from chiaroscuro.progress import tracked
     from chiaroscuro.training import LanguageModelling, task_of, versions, write_json
 
     loaded = load(run)
@@ -66,7 +66,7 @@ def tokens(
         analysis.sample(test.batch(spread), loaded.tokenizer, task.tokens["train"]),
         task.calibration_text(),
         pairs,
-        progress=lambda layers: track(layers, "forcing layers", transient=True, disable=as_json),
+        progress=lambda layers: tracked(layers, "forcing layers"),
     )
     if out is not None:
         write_json(out / "tokens.json", {"run": loaded.results, "versions": versions()} | found)

@@ -3,7 +3,6 @@
 Shapes: B batch, T tokens, O operators.
 """
 
-from rich.progress import track
 from torch.nn.functional import cross_entropy
 from torch.utils.data import default_collate
 
@@ -12,6 +11,7 @@ from chiaroscuro.data.recall import NO_ANSWER
 from chiaroscuro.evaluation.perplexity import Evaluation, ShareCounter
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification
 from chiaroscuro.ops.evaluating import evaluating
+from chiaroscuro.progress import tracked
 
 
 def evaluate_classifier(
@@ -26,7 +26,7 @@ def evaluate_classifier(
     order = (sequences.ends - sequences.starts).argsort(kind="stable").tolist()
     starts = range(0, len(order), batch_size)
     with evaluating(model):
-        for start in track(starts, "evaluating", transient=True, disable=not show_progress):
+        for start in tracked(starts, "evaluating", show_progress):
             batch = pad_batch([sequences[index] for index in order[start : start + batch_size]])
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             labels = batch.pop("labels")
@@ -46,7 +46,7 @@ def evaluate_recall(
     nats, right, answers, shares = 0.0, 0, 0, ShareCounter()
     starts = range(0, len(examples), batch_size)
     with evaluating(model):
-        for start in track(starts, "evaluating", transient=True, disable=not show_progress):
+        for start in tracked(starts, "evaluating", show_progress):
             batch = default_collate([examples[index] for index in range(len(examples))[start : start + batch_size]])
             output = model(batch["input_ids"].to(model.device), use_cache=False, output_routing=True)
             labels = batch["labels"][:, 1:].to(model.device)

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from chiaroscuro.data import TokenWindows
 from chiaroscuro.modeling import ChiarForCausalLM, RoutingTrace
 from chiaroscuro.ops.evaluating import evaluating
+from chiaroscuro.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def evaluate(
     nats, tokens, text_bytes, shares = 0.0, 0, 0, ShareCounter()
     starts = range(0, len(windows), batch_size)
     with evaluating(model):
-        for start in track(starts, "evaluating", transient=True, disable=not show_progress):
+        for start in tracked(starts, "evaluating", show_progress):
             ids_BT = windows.batch(range(start, min(start + batch_size, len(windows)))).to(model.device)
             output = model(ids_BT, use_cache=False, output_routing=True)
             targets = ids_BT[:, 1:].flatten()

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from chiaroscuro.evaluation.perplexity import Evaluation
 from chiaroscuro.ops.evaluating import evaluating
+from chiaroscuro.progress import tracked
 
 
 def evaluate_sliding(
@@ -42,7 +42,7 @@ def evaluate_sliding(
         nats = _nats(model, tokens, [window], window, window - 1)
         middle = ends[1:-1]
         starts = range(0, len(middle), batch_size)
-        for start in track(starts, "evaluating", transient=True, disable=not show_progress):
+        for start in tracked(starts, "evaluating", show_progress):
             nats += _nats(model, tokens, middle[start : start + batch_size], window, stride)
         if len(ends) > 1:
             nats += _nats(model, tokens, ends[-1:], window, ends[-1] - ends[-2])

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chiaroscuro.modeling import set_share
 from chiaroscuro.ops import NotFinite
+from chiaroscuro.progress import bar
 from chiaroscuro.routing import ThresholdRouter, calibrate, utilisation, utilisation_entropy
 from chiaroscuro.training.checkpoints import DRAFTS, discard_drafts, last_whole, settle
 from chiaroscuro.training.ranks import ranks
@@ -165,13 +166,11 @@ class Bar(TrainerCallback):
     """A progress bar with the last logged loss."""
 
     def __init__(self, label: str):
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+        self.progress = bar(
             TextColumn("{task.completed}/{task.total} steps"),
             TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(),
-            disable=not ranks().is_main_process,
+            show=ranks().is_main_process,
         )
         self.task = self.progress.add_task(label, total=None, loss="")
 
