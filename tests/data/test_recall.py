@@ -34,9 +34,9 @@ def test_the_same_seed_gives_the_same_and_splits_and_seeds_differ():
     _, again = generate_recall(64, 100, SIZES)
     _, other = generate_recall(64, 100, SIZES, seed=1)
     assert {split: len(examples) for split, examples in first.items()} == SIZES
-    assert np.array_equal(first["train"].tokens, again["train"].tokens)
+    assert np.array_equal(first["train"].stored, again["train"].stored)
     assert not np.array_equal(first["train"].rows[:30], first["test"].rows)
-    assert not np.array_equal(first["train"].tokens, other["train"].tokens)
+    assert not np.array_equal(first["train"].stored, other["train"].stored)
     assert first["test"].batch(range(5, 7)).tolist() == [first["test"][n]["input_ids"].tolist() for n in (5, 6)]
 
 

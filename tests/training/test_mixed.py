@@ -1,6 +1,7 @@
 """Mixed training: further tasks beside language modelling, each with a head on the whole body."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,13 @@ def test_the_extra_loss_moves_the_head(plan, tmp_path):
     with_batch = [loss for loss, has in zip(losses, added, strict=True) if has]
     without = [loss for loss, has in zip(losses, added, strict=True) if not has]
     assert sum(with_batch) / len(with_batch) - sum(without) / len(without) == pytest.approx(2.3, abs=0.3)
+
+
+def test_a_mixed_run_is_measured_on_further_texts_as_a_language_model(plan, english, tmp_path):
+    task = prepare(replace(plan, steps=2, test_on={"own": str(english)}))
+    results = train(task.plan, task, tmp_path / "run")
+    assert results["test_on"]["own"]["tasks"] is None
+    assert results["test_on"]["own"]["loss"] == pytest.approx(results["loss"], rel=0.1)
 
 
 def test_only_language_modelling_takes_further_tasks():

@@ -161,4 +161,4 @@ def passage(run: "Run", tokens: int = 160) -> str:
     from chiaroscuro.training import task_of
 
     text = task_of(run).windows["test"]
-    return str(run.tokenizer.decode(text.tokens[:tokens].astype(int).tolist()))
+    return str(run.tokenizer.decode(text.stored[:tokens].astype(int).tolist()))

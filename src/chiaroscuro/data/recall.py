@@ -25,12 +25,12 @@ TOGETHER = 1000  # examples made at a time
 
 class RecallExamples(Dataset[dict[str, Tensor]]):
     """Examples of T tokens. labels are the tokens' own answers, moved as for text: the answer to a key that is asked
-    for at t stands at t + 1, and -100 everywhere else."""
+    for at t stands at t + 1, and -100 everywhere else. stored: of each example its tokens and then its labels."""
 
-    def __init__(self, tokens: np.ndarray, length: int):
-        self.tokens = tokens
+    def __init__(self, stored: np.ndarray, length: int):
+        self.stored = stored
         self.length = length
-        self.rows = tokens.reshape(-1, 2, length)
+        self.rows = stored.reshape(-1, 2, length)
 
     def __len__(self) -> int:
         return len(self.rows)

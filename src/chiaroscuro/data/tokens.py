@@ -82,7 +82,8 @@ def _ids(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterat
 
 class TokenWindows(Dataset[dict[str, Tensor]]):
     """Windows of T tokens, each beginning with the last token of the one before, so that every token but the first of
-    the text is predicted exactly once. With `count`, at most that many of them, spread evenly over the text.
+    the text is predicted exactly once. With `count`, at most that many of them, spread evenly over the text. stored:
+    the tokens of the text.
 
     Raises ValueError when the text does not fill one window.
     """
@@ -95,7 +96,7 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
                 f"the text has {len(tokens)} tokens, fewer than one window of {length}: give more text or a "
                 "smaller --seq-len"
             )
-        self.tokens = tokens
+        self.stored = tokens
         self.length = length
         self.available = (len(tokens) - 1) // (length - 1)
         self.count = self.available if count is None else min(count, self.available)
@@ -105,7 +106,7 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         start = index * self.available // self.count * (self.length - 1)
-        ids = torch.from_numpy(self.tokens[start : start + self.length].astype(np.int64))
+        ids = torch.from_numpy(self.stored[start : start + self.length].astype(np.int64))
         return {"input_ids": ids, "labels": ids}
 
     def batch(self, indices: range) -> Tensor:

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 import chiaroscuro
 from chiaroscuro.modeling import read_json
+from chiaroscuro.progress import bar
 from chiaroscuro.studies.study import Study, StudyRun
 from chiaroscuro.training import TrainingPlan, prepare, versions, write_json
 
@@ -51,8 +52,8 @@ def run_study(study: Study, places: Places, processes: int) -> dict[str, dict[st
     tokenizer = places.work / "tokenizer"
     task.tokenizer.save_pretrained(tokenizer)
     digest = hashlib.sha256()
-    for tokens in (*task.windows.values(), *task.texts.values()):
-        digest.update(tokens.tokens.tobytes())
+    for windows in task.windows.values():
+        digest.update(windows.stored.tobytes())
     _claim(places, {"code": code_digest(), "data": digest.hexdigest()})
     study = replace(study, plan=replace(study.plan, tokenizer=str(tokenizer)))
 
@@ -126,9 +127,8 @@ def _run_all(runs: list[StudyRun], places: Places, processes: int) -> dict[str, 
     results = {run.name: read_result(run, places) for run in runs if places.result(run).exists()}
     waiting = [run for run in runs if run.name not in results]
     failed = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, ThreadPoolExecutor(processes) as pool:
-        bar = progress.add_task("runs", total=len(runs), completed=len(results))
+    with bar(MofNCompleteColumn(), TimeElapsedColumn()) as progress, ThreadPoolExecutor(processes) as pool:
+        count = progress.add_task("runs", total=len(runs), completed=len(results))
         threads = max(1, (os.cpu_count() or 1) // processes)
         futures = {pool.submit(_run_one, run, places, threads): run for run in waiting}
         for future in as_completed(futures):
@@ -137,7 +137,7 @@ def _run_all(runs: list[StudyRun], places: Places, processes: int) -> dict[str, 
                 results[run.name] = read_result(run, places)
             else:
                 failed.append(run.name)
-            progress.update(bar, advance=1, description=run.name)
+            progress.update(count, advance=1, description=run.name)
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(sorted(failed))}; what they printed is in "

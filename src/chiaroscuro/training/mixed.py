@@ -26,7 +26,7 @@ class MixedTasks(LanguageModelling):
     def __init__(self, plan: TrainingPlan):
         super().__init__(plan)
         self.extras = {
-            name: Classification(replace(plan, task=name, data=source, mixed={}), self.tokenizer)
+            name: Classification(replace(plan, task=name, data=source, mixed={}, test_on={}), self.tokenizer)
             for name, source in plan.mixed.items()
         }
 
@@ -41,6 +41,8 @@ class MixedTasks(LanguageModelling):
 
     def measure(self, model: Any, split: str, show_progress: bool = False) -> Evaluation:
         evaluation = super().measure(model, split, show_progress)
+        if split in self.plan.test_on:  # of the text only
+            return evaluation
         further = {
             name: extra.measure(model.classifier(name), split, show_progress) for name, extra in self.extras.items()
         }

@@ -142,7 +142,7 @@ def _measured(plan: TrainingPlan, model: Any, task: Task) -> dict[str, Any]:
         "accuracy": test.accuracy,
         "tasks": test.tasks,
         "validation": asdict(validation),
-        "test_on": {name: asdict(task.measure(model, name, show_progress=True)) for name in task.texts},
+        "test_on": {name: asdict(task.measure(model, name, show_progress=True)) for name in plan.test_on},
         "flops": flops_ratios(model, sample),
         "routing": test.routing,
         "plan": asdict(plan),

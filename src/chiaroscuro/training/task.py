@@ -43,9 +43,9 @@ W = TypeVar("W", TokenWindows, RecallExamples)
 class Task(ABC, Generic[W]):
     """The data of a task, encoded, and how a model for it is built and measured.
 
-    windows: per split the data as windows of tokens, which calibration and FLOPs are measured on.
-    texts: windows of further texts, by name, that a trained model is measured on. examples: per split what the Trainer
-    takes. collate: makes a batch of them, None for the Trainer's own way.
+    windows: the data as windows of tokens, which calibration and FLOPs are measured on, per split, and of each further
+    text of the plan's `test_on`. examples: per split what the Trainer takes. collate: makes a batch of them, None for
+    the Trainer's own way.
     """
 
     collate: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]] | None = None
@@ -54,7 +54,6 @@ class Task(ABC, Generic[W]):
         self.plan = plan
         self.tokenizer = tokenizer
         self.windows: dict[str, W] = windows
-        self.texts: dict[str, TokenWindows] = {}
         self.examples: dict[str, Dataset[dict[str, Tensor]]] = dict(windows)
 
     @abstractmethod
@@ -101,17 +100,16 @@ class LanguageModelling(Task[TokenWindows]):
         else:
             tokenizer = train_tokenizer(corpus.splits["train"], plan.vocab_size)
         self.tokens = encode(corpus, tokenizer)
-        super().__init__(plan, tokenizer, text_windows(plan, self.tokens))
+        windows = text_windows(plan, self.tokens)
         for name, source in plan.test_on.items():
-            tokens = encode(load_test_text(source), tokenizer)["test"]
-            self.texts[name] = TokenWindows(tokens, plan.seq_len)
+            windows[name] = TokenWindows(encode(load_test_text(source), tokenizer)["test"], plan.seq_len)
+        super().__init__(plan, tokenizer, windows)
 
     def build(self, config: ChiarConfig) -> ChiarForCausalLM:
         return ChiarForCausalLM(config)
 
     def measure(self, model: ChiarForCausalLM, split: str, show_progress: bool = False) -> Evaluation:
-        windows = self.texts[split] if split in self.texts else self.windows[split]
-        return evaluate(model, windows, token_bytes(self.tokenizer), show_progress=show_progress)
+        return evaluate(model, self.windows[split], token_bytes(self.tokenizer), show_progress=show_progress)
 
     def by_chance(self) -> tuple[str, float]:
         perplexity = unigram_perplexity(self.tokens["train"], self.windows["test"], len(self.tokenizer))
