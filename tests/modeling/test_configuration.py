@@ -102,6 +102,7 @@ def test_the_twin_is_full_attention_of_the_same_size():
         ({"position_embedding": "alibi"}, "known: rotary, learned"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive whole number, got 0"),
         ({"vocab_size": "many"}, "vocab_size must be a positive whole number, got 'many'"),
+        ({"short_convolution": -1}, "short_convolution must be a positive whole number, got -1"),
         ({"hidden_size": 2.5}, "hidden_size must be a positive whole number, got 2.5"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
     ],

@@ -7,6 +7,7 @@ from chiaroscuro.mixers.dct import DCTMixer
 from chiaroscuro.mixers.feed_forward import FeedForward
 from chiaroscuro.mixers.flops import Flops, Work
 from chiaroscuro.mixers.rbf import RBFMixer
+from chiaroscuro.mixers.short_convolution import ShortConvolution
 
 __all__ = [
     "NO_CONTEXT",
@@ -20,6 +21,7 @@ __all__ = [
     "Mixer",
     "NothingMixer",
     "RBFMixer",
+    "ShortConvolution",
     "Work",
     "mixer_class",
     "operator_names",

@@ -69,6 +69,8 @@ class ChiarConfig(PreTrainedConfig):
         can.
     norm_placement: "pre": x + op(norm(x)); "post", the paper's: norm(x + op(x)), a norm of its own for each operator.
     embedding_norm: a norm after the embedding, so that the residual stream starts at scale one whatever the operators.
+    short_convolution: width of a causal convolution over the tokens, channel by channel, before the operators of each
+        layer (`chiaroscuro.mixers.ShortConvolution`); 0: none.
     meta_router: "causal" or "paper", which reads the future (`chiaroscuro.routing.MetaRouter`), gates the first layer.
     feed_forward: one network per layer, or one per operator of the layer.
     dct_filter_start: initial value of the spectral filter; 1 is the identity.
@@ -96,6 +98,7 @@ class ChiarConfig(PreTrainedConfig):
     dispatch: str = "auto"
     norm_placement: str = "pre"
     embedding_norm: bool = True
+    short_convolution: int = 0
     position_embedding: str = "rotary"
     rope_base: float = 10000.0
     meta_router: str = "none"
@@ -158,9 +161,16 @@ class ChiarConfig(PreTrainedConfig):
         return cls(**chosen)
 
     def twin(self) -> "ChiarConfig":
-        """The `full_attention` model of the same size that ratios are measured against."""
+        """The `full_attention` model of the same size that ratios are measured against, with what is not routed."""
         same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        special = ("max_position_embeddings", "num_labels", "bos_token_id", "eos_token_id", "pad_token_id")
+        special = (
+            "short_convolution",
+            "max_position_embeddings",
+            "num_labels",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+        )
         return ChiarConfig.from_recipe("full_attention", **{name: getattr(self, name) for name in (*same, *special)})
 
     @property
@@ -185,6 +195,8 @@ class ChiarConfig(PreTrainedConfig):
         its own layer types, and like it is called again before saving."""
         for name in (*_SIZES, "intermediate_size"):
             _check_size(name, getattr(self, name))
+        if self.short_convolution != 0:
+            _check_size("short_convolution", self.short_convolution, LONGEST)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")

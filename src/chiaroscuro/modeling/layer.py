@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from chiaroscuro.mixers import NO_CONTEXT, Context, FeedForward, Flops, Mixer, Work, mixer_class
+from chiaroscuro.mixers import NO_CONTEXT, Context, FeedForward, Flops, Mixer, ShortConvolution, Work, mixer_class
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.ops import Chosen
 from chiaroscuro.ops.dct import by_matrix
@@ -77,6 +77,7 @@ class PostNorm(Mixer):
 class ChiarLayer(GradientCheckpointingLayer):
     """Pre-norm: h = x + sum_o gate_o op_o(norm(x)), then h + FFN(norm(h)).
     Post-norm (the paper's): h = sum_o gate_o norm_o(x + op_o(x)), then norm(h + FFN(h)).
+    With a short convolution, that of x in place of x.
     """
 
     def __init__(self, config: ChiarConfig, index: int):
@@ -86,6 +87,8 @@ class ChiarLayer(GradientCheckpointingLayer):
         self.index = index
         self.pre_norm = config.norm_placement == "pre"
         self.routed_keys = config.attention_keys == "routed"
+        width = config.short_convolution
+        self.short_convolution = ShortConvolution(config.hidden_size, width) if width else None
         mixers = {name: mixer_class(name).from_config(config) for name in operators}
         if not self.pre_norm:
             mixers = {name: PostNorm(mixer, _norm(config)) for name, mixer in mixers.items()}
@@ -108,6 +111,9 @@ class ChiarLayer(GradientCheckpointingLayer):
         they had a choice."""
         before_BTD = hidden_BTD
         states = None if past_key_values is None else past_key_values.layers[self.index].states
+        if self.short_convolution is not None:
+            state = None if states is None else states["short_convolution"]
+            hidden_BTD = self.short_convolution(hidden_BTD, replace(context, state=state))
         mixed, routing = self.mixer(self.mixer_norm(hidden_BTD), context, states=states)
         if self.pre_norm:
             hidden_BTD = hidden_BTD + self.dropout(mixed)
@@ -144,6 +150,8 @@ class ChiarLayer(GradientCheckpointingLayer):
         weight = self.feed_forward_norm.weight
         transforms = by_matrix(len(weight), weight.device)
         total = self.mixer.flops([replace(work, by_matrix=transforms) for work in works])
+        if self.short_convolution is not None:
+            total = total + self.short_convolution.flops(dense.tokens)
         networks = works if len(self.feed_forwards) > 1 else [dense]
         for feed_forward, work in zip(cast(list[FeedForward], self.feed_forwards), networks, strict=True):
             total = total + feed_forward.flops(work)

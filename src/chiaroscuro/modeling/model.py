@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from chiaroscuro.mixers import Context, Flops, Mixer
+from chiaroscuro.mixers import Context, Flops, Mixer, ShortConvolution
 from chiaroscuro.modeling.cache import RoutedCacheLayer
 from chiaroscuro.modeling.card import CARD, model_card
 from chiaroscuro.modeling.configuration import ChiarConfig
@@ -79,7 +79,7 @@ class ChiarPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, (Mixer, Router, MetaRouter)):
+        elif isinstance(module, (Mixer, Router, MetaRouter, ShortConvolution)):
             module.reset_parameters()
 
 

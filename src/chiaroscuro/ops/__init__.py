@@ -1,4 +1,4 @@
-"""Pure functions on tensors: transforms, entropy, kernel mixing and attention of chosen queries. Imports torch only."""
+"""Pure functions on tensors: transforms, entropy, kernels, convolution, attention of chosen queries. Torch only."""
 
 from chiaroscuro.ops.attention import chosen_attention, packed_attention
 from chiaroscuro.ops.checks import NotFinite
@@ -7,6 +7,7 @@ from chiaroscuro.ops.dct import dct, filtered_idct, idct, packed_dct
 from chiaroscuro.ops.entropy import noise_entropy, packed_dct_and_entropy, spectral_entropy
 from chiaroscuro.ops.rbf import median_bandwidth, random_frequencies, rbf_feature_mix, rbf_features, rbf_kernel, rbf_mix
 from chiaroscuro.ops.rope import rotary_tables, rotate
+from chiaroscuro.ops.short_convolution import short_convolution
 
 __all__ = [
     "Chosen",
@@ -27,5 +28,6 @@ __all__ = [
     "rbf_mix",
     "rotary_tables",
     "rotate",
+    "short_convolution",
     "spectral_entropy",
 ]

@@ -1,6 +1,6 @@
 """The definition of each operator, written to be read, in float64 and in loops. For tests; nothing else imports this.
 
-Shapes: D channels, T tokens, K keys, H head channels. One vector or one sequence at a time.
+Shapes: D channels, T tokens, K keys, H head channels, W taps. One vector or one sequence at a time.
 """
 
 import math
@@ -48,6 +48,15 @@ def rbf_weights(x_TD: Tensor, gamma: float, causal: bool) -> Tensor:
 def rbf_mix(x_TD: Tensor, v_TV: Tensor, gamma: float, causal: bool) -> Tensor:
     """Kernel-weighted mean of the values, (T, V), of one sequence."""
     return rbf_weights(x_TD, gamma, causal) @ v_TV.double()
+
+
+def short_convolution(x_TD: Tensor, weight_WD: Tensor) -> Tensor:
+    """y_t = sum_w weight_w * x_{t-w} of one sequence, (T, D)."""
+    rows = []
+    for t in range(len(x_TD)):
+        terms = [weight_D * x_TD[t - w] for w, weight_D in enumerate(weight_WD) if w <= t]
+        rows.append(torch.stack(terms).sum(0))
+    return torch.stack(rows)
 
 
 def attention(q_QH: Tensor, k_KH: Tensor, v_KH: Tensor, seen: list[list[int]]) -> Tensor:
