@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chiaroscuro import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification, calibrate
 from chiaroscuro.flops import executed_flops, executed_forward_flops, flops_ratios
 from chiaroscuro.routing import ThresholdRouter
 from tests.helpers import SMALL_RECIPES
@@ -135,13 +135,28 @@ def test_the_published_architecture_run_densely_saves_almost_nothing():
 def test_ratios_are_against_the_twin():
     model, input_ids = model_and_ids("full_attention")
     assert flops_ratios(model, input_ids) == pytest.approx(
-        {"attention_ratio": 1, "total_ratio": 1, "executed_ratio": 1}
+        {"attention_ratio": 1, "total_ratio": 1, "executed_ratio": 1, "training_ratio": 1}
     )
     model, input_ids = model_and_ids("chiar")
     for module in model.modules():
         if isinstance(module, ThresholdRouter):
             module.set_thresholds(1.0, 1.0)
     assert flops_ratios(model, input_ids)["attention_ratio"] == pytest.approx(0.25)
+
+
+def test_what_a_router_explores_in_training_is_planned_executed_and_told():
+    model, input_ids = model_and_ids("chiar", B=4, T=256, router="benefit", routed_share=0.25)
+    calibrate(model, input_ids)
+    ratios = flops_ratios(model, input_ids)
+    assert ratios["training_ratio"] > ratios["executed_ratio"] + 0.01
+    with torch.no_grad():
+        torch.manual_seed(0)
+        routing = model.train()(input_ids, output_routing=True).routing
+        torch.manual_seed(0)
+        executed = executed_flops(lambda: model(input_ids, use_cache=False))
+    attended = [float((trace.gates[..., 1] > 0).float().mean()) for trace in routing]
+    assert attended == pytest.approx([0.25 + 0.75 / 8] * 2, abs=0.05)
+    assert executed == pytest.approx(model.flops(*input_ids.shape, routing=routing).total, rel=0.02)
 
 
 def test_the_counter_knows_causal_attention_its_backward_and_ffts():

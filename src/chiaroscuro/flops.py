@@ -39,20 +39,23 @@ def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input
     """What `model` spends on `input_ids`, divided by what the same-size full attention spends.
 
     attention_ratio and total_ratio are planned from where the tokens of `input_ids` go, executed_ratio is counted while
-    both run.
+    both run; training_ratio is the same of a forward pass in training, where a router may explore.
     """
     twin_config: ChiarConfig = model.config.twin()
     with torch.device(input_ids.device):
         twin = type(model)(twin_config)
     with evaluating(model):
         routing = model(input_ids, use_cache=False, output_routing=True).routing
+        model.train()
+        training = executed_flops(lambda: model(input_ids, use_cache=False))
     batch_size, seq_len = input_ids.shape
     planned, full = model.flops(batch_size, seq_len, routing), twin.flops(batch_size, seq_len)
-    executed = executed_forward_flops(model, input_ids) / executed_forward_flops(twin, input_ids)
+    full_executed = executed_forward_flops(twin, input_ids)
     return {
         "attention_ratio": planned.attention / full.attention,
         "total_ratio": planned.total / full.total,
-        "executed_ratio": executed,
+        "executed_ratio": executed_forward_flops(model, input_ids) / full_executed,
+        "training_ratio": training / full_executed,
     }
 
 

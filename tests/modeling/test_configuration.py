@@ -76,7 +76,7 @@ def test_the_twin_is_full_attention_of_the_same_size():
         ({"recipe": "chair"}, "unknown recipe 'chair'; known recipes: chiar, full_attention, v1_full_attention"),
         (
             {"router": "oracle"},
-            "unknown router 'oracle'; known routers: hard, interleaved, learned, random, soft, threshold",
+            "unknown router 'oracle'; known routers: benefit, hard, interleaved, learned, random, soft, threshold",
         ),
         (
             {"layer_operators": [["fourier"]]},

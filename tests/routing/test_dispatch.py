@@ -68,6 +68,23 @@ def test_sparse_equals_dense(recipe, router, keys, B, T, kind, share):
         torch.testing.assert_close(sparse_gradients[name], gradient, atol=1e-10, rtol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("recipe", ["chiar", "v1_dct_attention", "v2"])
+@pytest.mark.parametrize("kind", ["none", "left"])
+def test_sparse_equals_dense_while_tokens_are_explored(recipe, kind):
+    """A token that is explored gets both operators, and the same ones are when a layer is run again for its gradient,
+    after a first pass that knows nothing of gradients."""
+    model, mask = tiny_model(recipe, router="benefit").train(), padding(kind, 3, 20)
+    torch.manual_seed(0)
+    dense, dense_gradients = outputs_and_gradients(model, "dense", ids(3, 20), mask)
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    torch.manual_seed(0)
+    sparse, sparse_gradients = outputs_and_gradients(model, "sparse", ids(3, 20), mask)
+    assert any(((trace.gates > 0) & (trace.gates < 1)).any() for trace in sparse.routing)
+    torch.testing.assert_close(sparse.logits, dense.logits, atol=1e-10, rtol=0)
+    for name, gradient in dense_gradients.items():
+        torch.testing.assert_close(sparse_gradients[name], gradient, atol=1e-10, rtol=1e-10, msg=name)
+
+
 @pytest.mark.parametrize(("share", "expected"), [("none", 0.0), ("all", 1.0)])
 def test_forced_shares_are_what_they_say(share, expected):
     model = tiny_model()
@@ -89,10 +106,10 @@ def test_the_models_here_send_tokens_to_every_operator(recipe, router):
         assert min(trace.shares().values()) > 0.02, trace.shares()
 
 
-@pytest.mark.parametrize("router", ["hard", "learned", "soft"])
+@pytest.mark.parametrize("router", ["hard", "learned", "benefit", "soft"])
 @pytest.mark.parametrize("dispatch", ["auto", "dense"])
 def test_every_learned_router_of_a_model_gets_a_gradient(router, dispatch):
-    model = tiny_model("v1_three_operator", router=router, dispatch=dispatch)
+    model = tiny_model("v1_three_operator", router=router, dispatch=dispatch).train()
     model(ids(2, 9), labels=ids(2, 9)).loss.backward()
     for layer in (1, 2):
         assert model.model.layers[layer].mixer.router.linear.weight.grad.abs().max() > 0

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from chiaroscuro.mixers import Context
+from chiaroscuro.mixers import Context, IdentityMixer, NothingMixer
 from chiaroscuro.ops import noise_entropy
 from chiaroscuro.routing import (
+    RoutedMixer,
     ThresholdRouter,
     noise_thresholds,
     router_class,
@@ -173,9 +174,60 @@ def test_the_learned_router_holds_its_score_against_the_threshold_and_learns_fro
         router.set_thresholds(1.0, 0.0)
 
 
+def test_the_benefit_router_explores_a_part_of_the_tokens_in_training_and_none_otherwise():
+    torch.manual_seed(0)
+    router, x = router_class("benefit")(8, 2), torch.randn(1, 20_000, 8)
+    router.set_thresholds(0.0, 0.1)
+    found = router.eval()(x, torch.zeros(1, 20_000))[..., 1]
+    assert torch.equal(found, (router.score(x, x) > 0.05).float())
+    gates = router.train()(x, torch.zeros(1, 20_000)).detach()
+    assert torch.equal(gates.sum(-1), torch.ones(1, 20_000))
+    explored = (gates[..., 1] > 0) & (gates[..., 1] < 1)
+    assert float(explored.float().mean()) == pytest.approx(router.EXPLORED, abs=0.01)  # four deviations
+    assert float(gates[..., 1][explored].mean()) == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(gates[..., 1][~explored], found[~explored])
+
+
+def test_the_scores_are_fitted_to_the_whole_difference_that_the_second_operator_makes():
+    """Where the loss is flat at a gate of one, what more of the operator would gain tells nothing."""
+    torch.manual_seed(0)
+    router = router_class("benefit")(2, 2).double().train()
+    x = torch.randn(1, 200_000, 2, dtype=torch.float64)
+    gates = router(x, torch.zeros(1, 200_000))
+    # A token loses x_0 (1 - a)^2 with a gate of a: x_0 less in all, with a derivative of zero at a = 1.
+    (x[..., 0] * (1 - gates[..., 1]).square()).sum().backward()
+    gate, score = gates[..., 1].detach(), router.score(x, x).detach()
+    explored = (gate > 0) & (gate < 1)
+    derivative = 2 * x[..., 0] * (1 - gate)
+    unit = derivative[explored].square().mean().sqrt()
+    # Least squares for the score against gains of x_0 / unit on average.
+    expected = 0.01 * ((score - x[..., 0] / unit)[explored][:, None] * x[explored]).mean(0)
+    torch.testing.assert_close(router.linear.weight.grad[0], expected, atol=1e-4, rtol=0.02)
+
+
+def test_the_benefit_router_finds_the_tokens_for_which_the_second_operator_is_right():
+    """Tokens whose first channel is positive should be left as they are, the others set to zero; half of the loss that
+    this takes is got by either operator alone."""
+    torch.manual_seed(0)
+    mixer = RoutedMixer({"none": NothingMixer(), "identity": IdentityMixer()}, router_class("benefit")(4, 2)).train()
+    optimizer = torch.optim.Adam(mixer.parameters(), lr=0.01)
+    for _ in range(200):
+        x = torch.randn(4, 64, 4)
+        out, _ = mixer(x)
+        loss = (out - x * (x[..., :1] > 0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    mixer.eval().router.set_thresholds(0.0, 0.0)
+    x = torch.randn(4, 500, 4)
+    _, routing = mixer(x)
+    assert float((routing.choice_BT == (x[..., 0] > 0)).float().mean()) > 0.9
+
+
 def test_an_unknown_router_is_answered_with_the_known_ones():
     with pytest.raises(
-        ValueError, match="unknown router 'oracle'; known routers: hard, interleaved, learned, random, soft, threshold"
+        ValueError,
+        match="unknown router 'oracle'; known routers: benefit, hard, interleaved, learned, random, soft, threshold",
     ):
         router_class("oracle")
 
@@ -196,9 +248,9 @@ def test_the_regulariser_moves_gates_towards_even_use():
     assert logits.grad[0] < 0 < logits.grad[1]
 
 
-@pytest.mark.parametrize("name", ["hard", "learned"])
+@pytest.mark.parametrize("name", ["hard", "learned", "benefit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gate_of_the_chosen_operator_is_exactly_one(name, dtype):
-    router = router_class(name)(8, 2).to(dtype)
+    router = router_class(name)(8, 2).to(dtype).eval()
     found = router(torch.randn(1, 2000, 8, dtype=dtype), torch.rand(1, 2000))
     assert set(found.unique().tolist()) == {0.0, 1.0}

@@ -44,7 +44,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_judge_it(plan, tmp_path):
     assert results == returned
     expected = "recipe task data seed steps tokens_seen parameters loss perplexity bits_per_byte accuracy flops routing"
     assert set(expected.split()) | {"train_seconds", "tokens_per_second", "versions"} <= set(results)
-    assert set(results["flops"]) == {"attention_ratio", "total_ratio", "executed_ratio"}
+    assert set(results["flops"]) == {"attention_ratio", "total_ratio", "executed_ratio", "training_ratio"}
     assert results["tokens_seen"] == 8 * 4 * 33
     assert set(results["routing"]) == {"1"}
     assert sum(results["routing"]["1"].values()) == pytest.approx(1.0, abs=1e-5)

@@ -46,8 +46,8 @@ class RoutingTrace:
 
     def work(self, index: int, routed_keys: bool, past: int = 0) -> Work:
         """What the operator at `index` had to do, after the first `past` tokens if these came from a cache."""
-        valid_BT = self.gates.detach().sum(-1) > 0
-        return Work.measured(valid_BT & (self.choice == index), valid_BT, routed_keys, spectrum=True, past=past)
+        gates_BTO = self.gates.detach()
+        return Work.measured(gates_BTO[..., index] > 0, gates_BTO.sum(-1) > 0, routed_keys, spectrum=True, past=past)
 
 
 class PostNorm(Mixer):

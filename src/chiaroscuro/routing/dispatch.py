@@ -23,9 +23,9 @@ class Routing:
     """What the router of a layer decided.
 
     gates_BTO: weight of each operator's output, zero at padding. choice_BT: index of the operator with the largest
-        gate.
+        gate. weighted: whether gates may be other than zero and one, or want a gradient.
     entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTP: their DCT, packed. valid_BT: which tokens
-        are not padding; None: all. hard: whether each goes to one operator.
+        are not padding; None: all. hard: whether the operators with a gate of zero need not be run for a token.
     """
 
     gates_BTO: Tensor
@@ -34,14 +34,14 @@ class Routing:
     spectrum_BTP: Tensor
     valid_BT: Tensor | None
     hard: bool
+    weighted: bool
 
     @once
     def chosen(self) -> list[Chosen] | None:
         """Per operator the tokens that go to it, or None where gates blend all operators for all tokens."""
         if not self.hard:
             return None
-        masks = [self.choice_BT == index for index in range(self.gates_BTO.shape[-1])]
-        return Chosen.each([mask if self.valid_BT is None else mask & self.valid_BT for mask in masks])
+        return Chosen.each([gate_BT > 0 for gate_BT in self.gates_BTO.unbind(-1)])
 
 
 def dispatch(
@@ -52,7 +52,7 @@ def dispatch(
     Sparse: each module computes its own tokens only. Dense: each computes all tokens and the gates blend them. For hard
     choices outputs and gradients are equal.
     """
-    if sparse and x_BTD.shape[:2] == (1, 1) and routing.valid_BT is None:
+    if sparse and x_BTD.shape[:2] == (1, 1) and routing.valid_BT is None and not routing.weighted:
         return _dispatch_one(modules, x_BTD, routing, contexts)
     if sparse:
         assert routing.chosen is not None
@@ -60,24 +60,29 @@ def dispatch(
             module(x_BTD, chosen, context)
             for module, chosen, context in zip(modules, routing.chosen, contexts, strict=True)
         ]
-        if routing.gates_BTO.requires_grad:
-            gates = [
-                chosen.take(gate_BT)
-                for chosen, gate_BT in zip(routing.chosen, routing.gates_BTO.unbind(-1), strict=True)
-            ]
-            rows = [row * gate[:, None] for row, gate in zip(rows, gates, strict=True)]
-        tokens = x_BTD.shape[0] * x_BTD.shape[1]
-        everywhere = sum(len(row) for row in rows) == tokens  # padding goes to no operator
-        out = (x_BTD.new_empty if everywhere else x_BTD.new_zeros)(tokens, x_BTD.shape[2])
-        for chosen, row in zip(routing.chosen, rows, strict=True):
-            out.index_copy_(0, chosen.flat_M, row.to(x_BTD.dtype))
-        return out.view_as(x_BTD)
+        return _put_back(rows, routing, x_BTD)
     out = torch.zeros_like(x_BTD)
     for index, (module, context) in enumerate(zip(modules, contexts, strict=True)):
         if routing.chosen is not None:
             context = replace(context, routed_BT=routing.chosen[index].mask_BT)
         out = out + routing.gates_BTO[..., index, None] * module(x_BTD, None, context)
     return out
+
+
+def _put_back(rows: Sequence[Tensor], routing: Routing, x_BTD: Tensor) -> Tensor:
+    """(B, T, D): the outputs of the operators, each at its tokens."""
+    assert routing.chosen is not None
+    tokens = x_BTD.shape[0] * x_BTD.shape[1]
+    if routing.weighted:  # a token may have gone to several
+        out = x_BTD.new_zeros(tokens, x_BTD.shape[2])
+        for chosen, row, gate_BT in zip(routing.chosen, rows, routing.gates_BTO.unbind(-1), strict=True):
+            out = out.index_add(0, chosen.flat_M, (row * chosen.take(gate_BT)[:, None]).to(x_BTD.dtype))
+        return out.view_as(x_BTD)
+    everywhere = sum(len(row) for row in rows) == tokens  # padding goes to no operator
+    out = (x_BTD.new_empty if everywhere else x_BTD.new_zeros)(tokens, x_BTD.shape[2])
+    for chosen, row in zip(routing.chosen, rows, strict=True):
+        out.index_copy_(0, chosen.flat_M, row.to(x_BTD.dtype))
+    return out.view_as(x_BTD)
 
 
 def _dispatch_one(modules: Sequence[Mixer], x_BTD: Tensor, routing: Routing, contexts: Sequence[Context]) -> Tensor:
@@ -88,8 +93,7 @@ def _dispatch_one(modules: Sequence[Mixer], x_BTD: Tensor, routing: Routing, con
     for index, (module, context) in enumerate(zip(modules, contexts, strict=True)):
         if index != taken and module.state_size(1):
             module(x_BTD, nothing, context)
-    out = modules[taken](x_BTD, None, contexts[taken])
-    return out * routing.gates_BTO[..., taken, None] if routing.gates_BTO.requires_grad else out
+    return modules[taken](x_BTD, None, contexts[taken])
 
 
 class RoutedMixer(nn.Module):
@@ -146,7 +150,8 @@ class RoutedMixer(nn.Module):
         valid_BT = context.valid_BT
         if valid_BT is not None:
             gates_BTO = gates_BTO * valid_BT[..., None]
-        return Routing(gates_BTO, choice_BT, entropy_BT, spectrum_BTP, valid_BT, self.router.hard)
+        weighted = gates_BTO.requires_grad or (self.training and self.router.learned)
+        return Routing(gates_BTO, choice_BT, entropy_BT, spectrum_BTP, valid_BT, self.router.hard, weighted)
 
     def forward(
         self,

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D model channels, O operators.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +158,51 @@ class LearnedRouter(ThresholdRouter):
         return straight_through(torch.stack((1 - dear_BT, dear_BT), dim=-1), self.choose(score_BT))
 
 
+class BenefitRouter(LearnedRouter):
+    """A score, Linear(x), that learns to predict how much less the loss is for the second operator in the place of the
+    first, against the thresholds.
+
+    In training a part of the tokens, drawn at random, is explored: a token gets both operators, with gates of 1 - a and
+    a, where a is uniform in [0, 1]. The derivative of the loss by a is on average, over a, the whole difference between
+    the two; the score is fitted to it by least squares. At a gate of one the derivative says what still more of the
+    operator would gain, which for a trained one is nothing; that is all that a straight-through gradient learns from.
+    """
+
+    EXPLORED = 1 / 8  # of the tokens
+
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        score_BT = self.score(x_BTD.detach(), entropy_BT)
+        dear_BT = self.choose(score_BT).to(x_BTD.dtype)
+        if self.training:
+            explored_BT = torch.rand_like(dear_BT) < self.EXPLORED
+            dear_BT = torch.where(explored_BT, torch.rand_like(dear_BT), dear_BT)
+            dear_BT = _FittedToGain.apply(dear_BT, score_BT, explored_BT)
+        return torch.stack((1 - dear_BT, dear_BT), dim=-1)
+
+
+class _FittedToGain(torch.autograd.Function):
+    """The gates as they are. In the backward pass the scores of explored tokens get the gradient of WEIGHT times half
+    the mean squared difference to what their gates gain, in units of its root mean square."""
+
+    WEIGHT = 0.01  # small beside the gradient of the model, with which it is clipped
+
+    @staticmethod
+    def forward(gate_BT: Tensor, score_BT: Tensor, explored_BT: Tensor) -> Tensor:
+        return gate_BT.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BT: Tensor) -> tuple[None, Tensor, None]:
+        score_BT, explored_BT = ctx.saved_tensors
+        count = explored_BT.sum().clamp_min(1)
+        gain_BT = -gradient_BT * explored_BT
+        unit = (gain_BT.square().sum() / count).sqrt().clamp_min(torch.finfo(gain_BT.dtype).tiny)
+        return None, _FittedToGain.WEIGHT / count * (score_BT - gain_BT / unit) * explored_BT, None
+
+
 class SoftRouter(Router):
     """gates = softmax(Linear([x; H])); the outputs of all operators are blended (paper, "soft")."""
 
@@ -241,6 +286,7 @@ ROUTERS: dict[str, type[Router]] = {
     "soft": SoftRouter,
     "hard": HardRouter,
     "learned": LearnedRouter,
+    "benefit": BenefitRouter,
     "random": RandomRouter,
     "interleaved": InterleavedRouter,
 }

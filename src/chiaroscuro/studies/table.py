@@ -37,11 +37,16 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
         }
         for ratio in RATIOS:
             row[ratio] = _spread([result["flops"][ratio] for result in own])
-        trained = [result["flops"]["executed_ratio"] * result["steps"] / study.plan.steps for result in own]
+        trained = [_training_ratio(result["flops"]) * result["steps"] / study.plan.steps for result in own]
         row["training_flops"] = _spread(trained)
         row["parameters"] = own[0]["parameters"]
         table.append(row)
     return table
+
+
+def _training_ratio(flops: dict[str, float]) -> float:
+    """Results of before routers explored do not have it apart."""
+    return flops.get("training_ratio", flops["executed_ratio"])
 
 
 def markdown(study: Study, table: list[Row]) -> str:
