@@ -13,7 +13,7 @@ from tests.helpers import HARD_ROUTERS, D, ids, tiny_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from chiaroscuro.mixers import AttentionMixer, Context, DCTMixer
-from chiaroscuro.ops import Chosen
+from chiaroscuro.ops import Chosen, spectral_entropy
 from chiaroscuro.routing import RoutedMixer, ThresholdRouter, router_class
 
 
@@ -126,6 +126,18 @@ def test_sparse_dispatch_leaves_the_other_tokens_alone():
     attended = int((routing.choice_BT == 1).sum())
     assert 0 < attended < 60
     assert rows == {"query": attended, "out": attended}
+
+
+@pytest.mark.parametrize("router", ["learned", "benefit", "random", "interleaved"])
+def test_entropies_that_nobody_reads_are_not_computed(router, monkeypatch):
+    mixer = RoutedMixer({"dct": DCTMixer(D), "attention": AttentionMixer(D, 2)}, router_class(router)(D, 2))
+    x = torch.randn(2, 20, D)
+    traced, routing = mixer.eval()(x, Context(traced=True))
+    torch.testing.assert_close(routing.entropy_BT, spectral_entropy(x))
+    monkeypatch.delattr(importlib.import_module("chiaroscuro.routing.dispatch"), "packed_dct_and_entropy")
+    untraced, routing = mixer(x)
+    torch.testing.assert_close(untraced, traced)
+    assert routing.entropy_BT is None
 
 
 def test_the_parts_work_alone_and_soft_gates_blend_by_definition():

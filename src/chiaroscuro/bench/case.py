@@ -66,14 +66,17 @@ def close(ours: Tensor, expected: Tensor) -> None:
 
 
 class HalfRouter(Router):
-    """Sends half of the tokens, those of a given mask, to the second operator; those from `start` on are asked for."""
+    """Sends half of the tokens, those of a given mask, to the second operator; those from `start` on are asked for.
+    What a router that reads the entropy costs is part of the time."""
+
+    reads_entropy = True
 
     def __init__(self, hidden_size: int, half_BT: Tensor, dtype: torch.dtype):
         super().__init__(hidden_size, 2)
         self.gates_BTO = one_hot(half_BT.long(), 2).to(dtype)
         self.start = 0
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         return self.gates_BTO[:, self.start : self.start + x_BTD.shape[1]]
 
 

@@ -31,6 +31,7 @@ class Context:
         entries. None: nothing precedes these tokens and nothing need be kept.
     cache: a cache of transformers instead, for operators made of its modules.
     attentions: where attention puts its weights (B, N, T, K), when somebody wants to see them.
+    traced: whether somebody wants to know where the tokens go, and their entropies with it.
     """
 
     positions_BT: Tensor | None = None
@@ -43,11 +44,12 @@ class Context:
     state: dict[str, Tensor] | None = None
     cache: Any = None
     attentions: list[Tensor] | None = None
+    traced: bool = False
 
     def to(self, device: torch.device, **kwargs: Any) -> Self:
         """The same with what is known of the tokens on another device, for models spread over several; what is
         remembered and collected stays where it is."""
-        lasting = ("state", "cache", "attentions")
+        lasting = ("state", "cache", "attentions", "traced")
         moved = {name: getattr(self, name) for name in (field.name for field in fields(self)) if name not in lasting}
         return replace(self, **{name: _moved(value, device) for name, value in moved.items()})
 

@@ -44,10 +44,12 @@ class RoutingTrace:
         """Mean gate of each operator over the tokens that are not padding."""
         return dict(zip(self.operators, utilisation(self.gates.detach().float()).tolist(), strict=True))
 
-    def work(self, index: int, routed_keys: bool, past: int = 0) -> Work:
+    def work(self, index: int, routed_keys: bool, spectrum: bool, past: int = 0) -> Work:
         """What the operator at `index` had to do, after the first `past` tokens if these came from a cache."""
         gates_BTO = self.gates.detach()
-        return Work.measured(gates_BTO[..., index] > 0, gates_BTO.sum(-1) > 0, routed_keys, spectrum=True, past=past)
+        return Work.measured(
+            gates_BTO[..., index] > 0, gates_BTO.sum(-1) > 0, routed_keys, spectrum=spectrum, past=past
+        )
 
 
 class PostNorm(Mixer):
@@ -108,7 +110,7 @@ class ChiarLayer(GradientCheckpointingLayer):
         self, hidden_BTD: Tensor, context: Context, meta_gate: Tensor | None = None, past_key_values: Any = None
     ) -> tuple[Tensor, RoutingTrace | None]:
         """The layer's output, blended with its input where a MetaRouter's gate is given, and where its tokens went if
-        they had a choice."""
+        they had a choice and somebody wants to know (`Context.traced`)."""
         before_BTD = hidden_BTD
         states = None if past_key_values is None else past_key_values.layers[self.index].states
         if self.short_convolution is not None:
@@ -122,8 +124,9 @@ class ChiarLayer(GradientCheckpointingLayer):
             hidden_BTD = self.feed_forward_norm(mixed + self.dropout(self._feed_forward(mixed, routing)))
         if meta_gate is not None:
             hidden_BTD = torch.lerp(before_BTD, hidden_BTD, meta_gate)
-        if routing is None:
+        if routing is None or not context.traced:
             return hidden_BTD, None
+        assert routing.entropy_BT is not None
         trace = RoutingTrace(self.index, self.mixer.operators, routing.entropy_BT, routing.choice_BT, routing.gates_BTO)
         return hidden_BTD, trace
 
@@ -137,16 +140,17 @@ class ChiarLayer(GradientCheckpointingLayer):
         """Forward FLOPs: of the routing in `trace`, or else of tokens spread evenly over positions, each operator
         with the share that the router is to give it."""
         count, router = len(self.mixer.operators), self.mixer.router
-        dense = Work.dense(batch_size, length, spectrum=count > 1, past=past)
+        spectrum = router is not None and router.reads_entropy
+        dense = Work.dense(batch_size, length, spectrum=spectrum, past=past)
         if router is None or not self.mixer.sparse:
             works = [dense] * count
         elif trace is None:
             works = [
-                Work.expected(batch_size, length, share, self.routed_keys, spectrum=True, past=past)
+                Work.expected(batch_size, length, share, self.routed_keys, spectrum=spectrum, past=past)
                 for share in router.shares
             ]
         else:
-            works = [trace.work(index, self.routed_keys, past) for index in range(count)]
+            works = [trace.work(index, self.routed_keys, spectrum, past) for index in range(count)]
         weight = self.feed_forward_norm.weight
         transforms = by_matrix(len(weight), weight.device)
         total = self.mixer.flops([replace(work, by_matrix=transforms) for work in works])

@@ -149,6 +149,7 @@ class ChiarModel(ChiarPreTrainedModel):
                 Tensor | None, create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
             ),
             attentions=[] if output_attentions else None,
+            traced=output_routing,
         )
 
         meta_gate = None

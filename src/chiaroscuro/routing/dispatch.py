@@ -24,17 +24,19 @@ class Routing:
 
     gates_BTO: weight of each operator's output, zero at padding. choice_BT: index of the operator with the largest
         gate. weighted: whether gates may be other than zero and one, or want a gradient.
-    entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTP: their DCT, packed. valid_BT: which tokens
-        are not padding; None: all. hard: whether the operators with a gate of zero need not be run for a token.
+    entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTP: their DCT, packed. Both None where neither
+        the router reads the entropy nor somebody else wants it (`Context.traced`).
+    valid_BT: which tokens are not padding; None: all. hard: whether the operators with a gate of zero need not be run
+        for a token.
     """
 
     gates_BTO: Tensor
     choice_BT: Tensor
-    entropy_BT: Tensor
-    spectrum_BTP: Tensor
     valid_BT: Tensor | None
     hard: bool
     weighted: bool
+    entropy_BT: Tensor | None
+    spectrum_BTP: Tensor | None
 
     @once
     def chosen(self) -> list[Chosen] | None:
@@ -142,16 +144,18 @@ class RoutedMixer(nn.Module):
         """Decide for each token. The entropy is computed in float32 at least, from one DCT that the spectral operator
         uses again."""
         assert self.router is not None
-        spectrum_BTP, entropy_BT = packed_dct_and_entropy(x_BTD, self.entropy_dc_weight)
-        if not self.router.learned:
-            entropy_BT = entropy_BT.detach()
+        spectrum_BTP, entropy_BT = None, None
+        if self.router.reads_entropy or context.traced:
+            spectrum_BTP, entropy_BT = packed_dct_and_entropy(x_BTD, self.entropy_dc_weight)
+            if not self.router.learned:
+                entropy_BT = entropy_BT.detach()
         gates_BTO = self.router(x_BTD, entropy_BT, context)
         choice_BT = gates_BTO.argmax(-1)
         valid_BT = context.valid_BT
         if valid_BT is not None:
             gates_BTO = gates_BTO * valid_BT[..., None]
         weighted = gates_BTO.requires_grad or (self.training and self.router.learned)
-        return Routing(gates_BTO, choice_BT, entropy_BT, spectrum_BTP, valid_BT, self.router.hard, weighted)
+        return Routing(gates_BTO, choice_BT, valid_BT, self.router.hard, weighted, entropy_BT, spectrum_BTP)
 
     def forward(
         self,
@@ -179,7 +183,7 @@ class RoutedMixer(nn.Module):
             total = total + mixer.flops(work)
         if self.router is not None:
             hidden_size = self.router.hidden_size
-            routing = works[0].transforms(works[0].tokens, hidden_size)
+            routing = works[0].transforms(works[0].tokens, hidden_size) if self.router.reads_entropy else 0.0
             if self.router.learned:
                 routing += 2.0 * works[0].tokens * (hidden_size + 1) * len(self.mixers)
             total = total + Flops(routing=routing)

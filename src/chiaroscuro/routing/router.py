@@ -21,11 +21,13 @@ class Router(nn.Module, ABC):
 
     hard: each token goes to one operator, so the others need not be run for it.
     learned: the gates carry gradient.
+    reads_entropy: it is given the entropy of the tokens, which costs a transform of all of them.
     most_operators: how many it can choose between, None where there is no bound.
     """
 
     hard: ClassVar[bool] = True
     learned: ClassVar[bool] = False
+    reads_entropy: ClassVar[bool] = False
     most_operators: ClassVar[int | None] = None
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):
@@ -40,8 +42,9 @@ class Router(nn.Module, ABC):
         return (1 / self.num_operators,) * self.num_operators
 
     @abstractmethod
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        """Gates (B, T, O), from the vectors, their spectral entropy (B, T), and what `context` says of the tokens."""
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
+        """Gates (B, T, O), from the vectors, their spectral entropy (B, T), and what `context` says of the tokens. A
+        router that does not read the entropy may get None for it."""
 
     def reset_parameters(self) -> None:
         """Set parameters and buffers held by this module itself to their starting values."""
@@ -74,6 +77,7 @@ class ThresholdRouter(BudgetRouter):
         numbers of operators and for thresholds out of order.
     """
 
+    reads_entropy = True
     most_operators = 3
 
     def __init__(
@@ -117,8 +121,9 @@ class ThresholdRouter(BudgetRouter):
         """Where calibration puts the thresholds: the paper's thirds, or both where they leave `share` above them."""
         return (1 / 3, 2 / 3) if self.share is None else (1 - self.share, 1 - self.share)
 
-    def score(self, x_BTD: Tensor, entropy_BT: Tensor) -> Tensor:
+    def score(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
         """What is held against the thresholds, (B, T)."""
+        assert entropy_BT is not None
         return entropy_BT
 
     def choose(self, score_BT: Tensor) -> Tensor:
@@ -128,7 +133,7 @@ class ThresholdRouter(BudgetRouter):
             return (score_BT > (low + high) / 2).long()
         return (score_BT >= low).long() + (score_BT > high).long()
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         choice_BT = self.choose(self.score(x_BTD, entropy_BT))
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
@@ -141,6 +146,7 @@ class LearnedRouter(ThresholdRouter):
     """
 
     learned = True
+    reads_entropy = False
     most_operators = 2
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):
@@ -149,10 +155,10 @@ class LearnedRouter(ThresholdRouter):
         super().__init__(hidden_size, num_operators, layer, share, low=0.0, high=0.0)
         self.linear = nn.Linear(hidden_size, 1, bias=False)
 
-    def score(self, x_BTD: Tensor, entropy_BT: Tensor) -> Tensor:
+    def score(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
         return self.linear(x_BTD).squeeze(-1)
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD, entropy_BT)
         dear_BT = (score_BT - self.thresholds.to(score_BT.dtype).mean()).sigmoid()
         return straight_through(torch.stack((1 - dear_BT, dear_BT), dim=-1), self.choose(score_BT))
@@ -170,7 +176,7 @@ class BenefitRouter(LearnedRouter):
 
     EXPLORED = 1 / 8  # of the tokens
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD.detach(), entropy_BT)
         dear_BT = self.choose(score_BT).to(x_BTD.dtype)
         if self.training:
@@ -208,12 +214,14 @@ class SoftRouter(Router):
 
     hard = False
     learned = True
+    reads_entropy = True
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):
         super().__init__(hidden_size, num_operators, layer)
         self.linear = nn.Linear(hidden_size + 1, num_operators)
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
+        assert entropy_BT is not None
         features = torch.cat((x_BTD, entropy_BT[..., None].to(x_BTD.dtype)), dim=-1)
         return self.linear(features).softmax(-1)
 
@@ -223,7 +231,7 @@ class HardRouter(SoftRouter):
 
     hard = True
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         soft = super().forward(x_BTD, entropy_BT, context)
         return straight_through(soft, soft.argmax(-1))
 
@@ -242,7 +250,7 @@ class RandomRouter(BudgetRouter):
     """Each operator with the probability of its share, by a hash of token, position and layer: the control that knows
     nothing of the token's vector, and still gives the same answer through the cache as in a full pass."""
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         mixed = _positions(x_BTD, context) * 0x9E3779B1 + self.layer * 0x85EBCA6B + 1
         if context.ids_BT is not None:
             mixed = mixed + context.ids_BT * 0xC2B2AE35
@@ -257,7 +265,7 @@ class RandomRouter(BudgetRouter):
 class InterleavedRouter(BudgetRouter):
     """Each operator in turn, by position: the control that spreads the same share as evenly as can be."""
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         positions_BT = _positions(x_BTD, context)
         if self.share is None:
             choice_BT = positions_BT % self.num_operators
