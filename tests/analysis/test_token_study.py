@@ -6,7 +6,7 @@ import torch
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM
 from chiaroscuro.analysis import Sample, study_tokens, word_classes
-from chiaroscuro.analysis.tokens import _benefits, _best, _correlation, _losses, _mean
+from chiaroscuro.analysis.tokens import _benefits, _best, _correlation, _losses, _mean, _picked_linearly
 from chiaroscuro.routing import forced
 
 T, VOCAB = 24, 50
@@ -97,6 +97,15 @@ def test_the_best_tokens_are_picked_and_judged_by_different_interventions():
     assert abs(_best(noise, 0.5)["value"]) < 0.05
     real = noise + random.choice([0.0, 10.0], size=(40, 50))
     assert _best(real, 0.4)["value"] == pytest.approx(10, abs=0.2)
+
+
+def test_a_linear_score_finds_what_is_linear_in_the_token_and_nothing_in_noise():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(40, 50, 6))
+    noise = random.normal(size=(40, 50))
+    assert abs(_picked_linearly(x, noise, 0.25)["value"]) < 0.1
+    # The mean of the upper quarter of normal numbers is 1.27.
+    assert _picked_linearly(x, noise + 3 * x[..., 2], 0.25)["value"] == pytest.approx(3 * 1.27, abs=0.15)
 
 
 def test_the_rank_correlation_and_its_error():

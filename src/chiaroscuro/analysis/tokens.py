@@ -28,6 +28,7 @@ from chiaroscuro.routing import calibrate, forced
 BINS = np.linspace(0.0, 1.0, 201)
 FREQUENCY_BANDS = 5
 RESAMPLES = 200
+RIDGE = 10.0  # against fitting noise where there are few tokens
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ def study_tokens(
     found = {}
     for layer in progress(layers):
         benefit_PBT = _benefits(trained, layer, text.ids_BT, pairs, generator)
-        found[str(layer.index)] = _layer_figures(text, before[layer.index][0], *after[layer.index], loss, benefit_PBT)
+        figures = _layer_figures(text, before[layer.index][0], *after[layer.index], loss, benefit_PBT)
+        share = float(after[layer.index][1].mean())
+        figures["benefit"]["linear"] = _picked_linearly(_given(trained, layer, text.ids_BT), benefit_PBT.mean(0), share)
+        found[str(layer.index)] = figures
     return {
         "tokens": int(loss.size),
         "pairs": pairs,
@@ -92,6 +96,16 @@ def _entropies(model: ChiarForCausalLM, ids_BT: Tensor) -> dict[int, tuple[np.nd
     """Per layer the entropy and the choice of each token but the last of each window."""
     traces = model.model(ids_BT, use_cache=False, output_routing=True).routing
     return {trace.layer: (trace.entropy[:, :-1].numpy(), trace.choice[:, :-1].numpy()) for trace in traces}
+
+
+@torch.no_grad()
+def _given(model: ChiarForCausalLM, layer: ChiarLayer, ids_BT: Tensor) -> np.ndarray:
+    """What the router of a layer is given for each token but the last of its window, (B, T - 1, D)."""
+    seen: list[Tensor] = []
+    hook = layer.mixer.register_forward_pre_hook(lambda mixer, args: seen.append(args[0]))
+    model.model(ids_BT, use_cache=False)
+    hook.remove()
+    return seen[0][:, :-1].double().numpy()
 
 
 @torch.no_grad()
@@ -167,6 +181,22 @@ def _best(benefit_PBT: np.ndarray, share: float) -> dict[str, float]:
     half = len(benefit_PBT) // 2
     picks, judged = benefit_PBT[:half].mean(0), benefit_PBT[half:].mean(0)
     return _mean(np.where(picks > np.quantile(picks, 1 - share), judged, np.nan))
+
+
+def _picked_linearly(x_BTD: np.ndarray, benefit_BT: np.ndarray, share: float) -> dict[str, float]:
+    """The mean benefit of the tokens that a linear score picks, as many as the router sends: what a router that is no
+    more than that could find.
+
+    The score is fitted by least squares on every second window and judged by the others, both ways.
+    """
+    x_BTD = np.concatenate((x_BTD, np.ones((*x_BTD.shape[:2], 1))), axis=-1)
+    picked_BT = np.zeros(benefit_BT.shape, dtype=bool)
+    for fitted, judged in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+        rows, gains = x_BTD[fitted].reshape(-1, x_BTD.shape[-1]), benefit_BT[fitted].ravel()
+        weights = np.linalg.solve(rows.T @ rows + RIDGE * np.eye(rows.shape[1]), rows.T @ gains)
+        score_BT = x_BTD[judged] @ weights
+        picked_BT[judged] = score_BT > np.quantile(score_BT, 1 - share)
+    return _mean(np.where(picked_BT, benefit_BT, np.nan))
 
 
 def _mean(values_BT: np.ndarray) -> dict[str, float]:

@@ -77,7 +77,14 @@ def _tokens(path: Path, folder: Path) -> str:
         f"![Entropies before and after training, and what word classes get]({folder / 'tokens.png'})",
         "",
     ]
-    head = ["layer", "mean benefit, nats", "routed to attention", "routed away", "as many tokens, picked by benefit"]
+    rows = {
+        "all": "mean benefit, nats",
+        "routed": "routed to attention",
+        "not_routed": "routed away",
+        "best": "as many tokens, picked by benefit",
+        "linear": "as many, picked by a linear score fitted on other windows",
+    }
+    head = ["layer", *(rows[name] for name in next(iter(found["layers"].values()))["benefit"])]
     head += [f"rank correlation: {pair}" for pair in next(iter(found["layers"].values()))["rank_correlation"]]
     table = [head]
     for layer, figures in found["layers"].items():
