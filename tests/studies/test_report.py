@@ -18,7 +18,7 @@ ROUTED = {"3": {"dct": 0.5, "attention": 0.5}}
 def write(tmp_path):
     """Make the files of a study in which each arm has a loss of its own and each seed its share of noise."""
 
-    def files(study: Study, loss=None, accuracy=None, routing=None, noise=0.01) -> None:
+    def files(study: Study, loss=None, accuracy=None, routing=None, noise=0.01, attention=None) -> None:
         folder = tmp_path / "results" / study.name
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         (folder / "study.json").write_text(json.dumps({"code": "c", "data": "d", "commit": "abc"}))
@@ -38,7 +38,14 @@ def write(tmp_path):
                 "parameters": 1000,
                 "routing": (routing or {}).get(run.arm, ROUTED),
                 "validation": {"loss": value + (run.learning_rate != study.learning_rates[1])},
-                "flops": {"attention_ratio": 0.375, "total_ratio": 0.8, "executed_ratio": 0.81},
+                "test_on": {
+                    text: {"loss": value + 1, "perplexity": 2.718281828 ** (value + 1)} for text in run.plan.test_on
+                },
+                "flops": {
+                    "attention_ratio": ({"no attention": 0.0} | (attention or {})).get(run.arm, 0.375),
+                    "total_ratio": 0.8,
+                    "executed_ratio": 0.81,
+                },
                 "plan": asdict(run.plan),
                 "versions": {"commit": "abc", "machine": "a machine"},
             }
@@ -97,6 +104,29 @@ def test_verdicts_follow_the_numbers(write, tmp_path):
     assert verdict(report(*place), "Routing collapse").startswith("holds in 3 of 6 runs")
     write(STUDIES["ablation"])
     assert verdict(report(*place), "Routing collapse").startswith(FAILS)
+
+
+def test_the_arm_that_spares_attention_is_chosen_by_validation_and_held_against_full_attention(write, tmp_path):
+    title, study = "Ours: full attention's quality at half of its attention", STUDIES["budgets"]
+    place = ([study], tmp_path / "results", tmp_path / "results.md")
+    spent = {"full attention": 1.0, "random, 75 %": 0.75, "every other layer": 0.5}
+    write(study, {"full attention": 3.9, "every other layer": 3.8, "random, 75 %": 3.2}, attention=spent)
+    page = report(*place)
+    assert verdict(page, title) == HOLDS
+    assert "validation chose `every other layer`: -9.5 % [-9.5, -9.5], and on WikiText's text -9.5 %" in page
+    write(study, {"full attention": 3.7, "every other layer": 3.8}, attention=spent)
+    assert verdict(report(*place), title) == FAILS
+
+
+def test_a_router_is_held_against_random_tokens_of_the_same_layers(write, tmp_path):
+    title, study = "Ours: a router that is fitted to what attention gains", STUDIES["budgets"]
+    place = ([study], tmp_path / "results", tmp_path / "results.md")
+    write(study)
+    assert verdict(report(*place), title) == OPEN
+    write(study, {"benefit, 25 %": 3.9, "entropy, 12.5 %": 3.9})
+    assert verdict(report(*place), title) == "holds at 1 of 3 budgets"
+    write(study, {f"benefit, {budget} %": 3.9 for budget in ("12.5", "25", "37.5")})
+    assert verdict(report(*place), title) == HOLDS
 
 
 def test_every_number_has_its_file(write, tmp_path):

@@ -7,6 +7,7 @@ interval over seeds does not reach zero.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from chiaroscuro.studies.budgets import TWIN
 from chiaroscuro.studies.evidence import Difference, Finished, difference, final_shares
 
 HOLDS, FAILS, WEAKER, OPEN = "holds", "fails", "holds in direction, not in size", "not settled"
@@ -36,20 +37,23 @@ class Claim:
     changes: str
 
 
-def compared(pairs: list[tuple[Finished, str, str]]) -> tuple[list[list[str]], list[Difference]]:
-    """A table of arms against others, and the differences in it."""
+def compared(
+    pairs: list[tuple[Finished, str, str]], text: str | None = None
+) -> tuple[list[list[str]], list[Difference]]:
+    """A table of arms against others, on the test split or on a further text, and the differences in it."""
     is_accuracy = "accuracy" in pairs[0][0].table[pairs[0][1]]
     measure = "accuracy" if is_accuracy else "perplexity"
     table = [["study", "arm", measure, "against", measure, "difference"]]
     differences = []
     for study, arm, other in pairs:
-        differences.append(difference(study, arm, other))
-        table.append([study.study.name, arm, shown(study, arm), other, shown(study, other), str(differences[-1])])
+        differences.append(difference(study, arm, other, text))
+        results = shown(study, arm, text), shown(study, other, text)
+        table.append([study.study.name, arm, results[0], other, results[1], str(differences[-1])])
     return table, differences
 
 
-def shown(study: Finished, arm: str) -> str:
-    row = study.table[arm]
+def shown(study: Finished, arm: str, text: str | None = None) -> str:
+    row = study.table[arm] if text is None else study.table[arm]["texts"][text]
     if "accuracy" in row:
         return f"{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['deviation']:.2f}"
     return f"{row['perplexity']['mean']:.2f} ± {row['perplexity']['deviation']:.2f}"
@@ -280,6 +284,48 @@ def mixed(studies: Studies) -> Finding:
     )
 
 
+BELOW_HALF = ("12.5 %", "25 %", "37.5 %")
+
+
+def _best_within(study: Finished, attention: float) -> str:
+    """The arm with the lowest validation loss among those with that part of full attention's FLOPs at most."""
+    within = [arm for arm, row in study.table.items() if row["attention_ratio"]["mean"] <= attention + 0.01]
+    return min(within, key=lambda arm: sum(result["validation"]["loss"] for result in study.runs[arm]))
+
+
+def half_of_the_attention(studies: Studies) -> Finding:
+    study = studies["budgets"]
+    best = [_best_within(study, attention) for attention in (0.5, 0.25, 0.125, 0.0)]
+    pairs = [(study, arm, TWIN) for arm in best]
+    table, own = compared(pairs)
+    further, other = compared(pairs, "wikitext")
+    verdict = HOLDS if max(own[0].mean, other[0].mean) <= 0 else FAILS
+    return Finding(
+        verdict,
+        [
+            f"Of the arms with at most half of the attention validation chose `{best[0]}`: {own[0]}, and on WikiText's "
+            f"text {other[0]}. With a quarter, `{best[1]}`: {own[1]} and {other[1]}. With an eighth, `{best[2]}`: "
+            f"{own[2]} and {other[2]}. Without any: {own[3]} and {other[3]}, which is all that there was to lose. The "
+            "second half of the table is WikiText's."
+        ],
+        table + further[1:],
+    )
+
+
+def who_gets_it(studies: Studies) -> Finding:
+    study = studies["budgets"]
+    pairs = [
+        (study, f"{router}, {budget}", f"random, {budget}")
+        for router in ("benefit", "entropy", "interleaved")
+        for budget in BELOW_HALF
+    ]
+    table, found = compared(pairs)
+    clear = sum(each.better for each in found[: len(BELOW_HALF)])
+    verdict = HOLDS if clear == len(BELOW_HALF) else f"holds at {clear} of {len(BELOW_HALF)} budgets" if clear else OPEN
+    told = "; ".join(f"{arm} {each}" for (_, arm, _), each in zip(pairs, found, strict=True))
+    return Finding(verdict, [f"Against random tokens of the same layers: {told}."], table)
+
+
 CLAIMS = (
     Claim(
         "A 45 % better perplexity",
@@ -374,5 +420,22 @@ CLAIMS = (
         ("mixed",),
         mixed,
         "The published size and mixture.",
+    ),
+    Claim(
+        "Ours: full attention's quality at half of its attention",
+        "No loss of perplexity at half of the attention FLOPs, on text of the kind it was trained on and on another.",
+        "Fewer layers that attend, and within a layer fewer tokens, against full attention; all with a short "
+        "convolution, each at its own learning rate.",
+        ("budgets",),
+        half_of_the_attention,
+        "More tokens and longer texts: models of this size, trained for this long, have little to lose without it.",
+    ),
+    Claim(
+        "Ours: a router that is fitted to what attention gains",
+        "The same attention is worth more at the tokens that the router `benefit` picks than at random ones.",
+        "The same layers with the same share of the tokens routed to attention, by four routers.",
+        ("budgets",),
+        who_gets_it,
+        "Layers whose benefit no linear score of the token tells.",
     ),
 )

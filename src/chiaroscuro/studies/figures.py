@@ -17,7 +17,7 @@ def draw(study: Study, results: dict[str, dict[str, Any]], table: list[Row], fol
     """Write the figures of a finished study into `folder`. Returns their files."""
     folder.mkdir(parents=True, exist_ok=True)
     own = best_runs(study, results)
-    figures = {"curves": _curves(own), "shares": _shares(own), "cost": _cost(table)}
+    figures = {"curves": _curves(own), "shares": _shares(own), "cost": _cost(table), "budgets": _budgets(study, table)}
     written = []
     for name, figure in figures.items():
         if figure is not None:
@@ -78,4 +78,31 @@ def _cost(table: list[Row]) -> Figure:
         )
     axes.set(xlabel="executed FLOPs, to full attention", ylabel=measure)
     axes.legend(frameon=False)
+    return figure
+
+
+def _budgets(study: Study, table: list[Row]) -> Figure | None:
+    """What the arms of each curve reach against the attention that they spend, a panel for each text."""
+    names = list(dict.fromkeys(curve for arm in study.arms for curve in arm.curves))
+    if not names:
+        return None
+    texts = [None, *table[0]["texts"]]
+    figure = Figure(figsize=(7, 4 * len(texts)))
+    panels: list[Axes] = list(figure.subplots(len(texts), 1, sharex=True, squeeze=False)[:, 0])
+    for axes, text in zip(panels, texts, strict=True):
+        for name, marker in zip(names, MARKERS, strict=False):
+            points = [row for arm, row in zip(study.arms, table, strict=True) if name in arm.curves]
+            points.sort(key=lambda row: row["attention_ratio"]["mean"])
+            reached = [(row if text is None else row["texts"][text])["perplexity"] for row in points]
+            axes.errorbar(
+                [row["attention_ratio"]["mean"] for row in points],
+                [each["mean"] for each in reached],
+                yerr=[each["deviation"] for each in reached],
+                marker=marker,
+                capsize=2,
+                label=name,
+            )
+        axes.set(title=text or "test split", ylabel="perplexity")
+        axes.legend(frameon=False)
+    panels[-1].set_xlabel("attention FLOPs, to full attention")
     return figure

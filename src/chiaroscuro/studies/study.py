@@ -9,12 +9,14 @@ from chiaroscuro.training import TrainingPlan
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: a recipe, the fields in which it differs from it, and what it changes of the plan."""
+    """One row of the table: a recipe, the fields in which it differs from it, and what it changes of the plan. curves:
+    those of the figure of budgets that it is a point of."""
 
     name: str
     recipe: str
     fields: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
+    curves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
