@@ -70,7 +70,9 @@ _400M = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 28
 
 RECIPES: dict[str, Recipe] = {
     "chiar": Recipe("recommended: DCT, then DCT|attention by entropy, then attention; pre-norm, rotary positions", _v2),
-    "full_attention": Recipe("the strongest same-size baseline: attention in every layer", _all_attention),
+    "full_attention": Recipe(
+        "the same-size baseline of chiar: attention in every layer; pre-norm, rotary positions", _all_attention
+    ),
     "v1_full_attention": Recipe("the paper's first baseline: post-norm, learned positions", _all_attention, _V1),
     "v1_three_operator": Recipe("the paper, first version: DCT, RBF and attention", _v1_three_operator, _V1_ROUTED),
     "v1_dct_attention": Recipe("the paper, first version: DCT and attention", _v1_dct_attention, _V1_ROUTED),
