@@ -3,11 +3,11 @@
 from chiaroscuro.mixers.attention import AttentionMixer
 from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, mixer_class, operator_names, register_mixer
 from chiaroscuro.mixers.controls import IdentityMixer, LinearMixer, NothingMixer
+from chiaroscuro.mixers.convolution import ShortConvolution
 from chiaroscuro.mixers.dct import DCTMixer
 from chiaroscuro.mixers.feed_forward import FeedForward
 from chiaroscuro.mixers.flops import Flops, Work
 from chiaroscuro.mixers.rbf import RBFMixer
-from chiaroscuro.mixers.short_convolution import ShortConvolution
 
 __all__ = [
     "NO_CONTEXT",

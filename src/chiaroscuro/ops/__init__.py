@@ -3,11 +3,11 @@
 from chiaroscuro.ops.attention import chosen_attention, packed_attention
 from chiaroscuro.ops.checks import NotFinite
 from chiaroscuro.ops.chosen import Chosen
+from chiaroscuro.ops.convolution import short_convolution
 from chiaroscuro.ops.dct import dct, filtered_idct, idct, packed_dct
 from chiaroscuro.ops.entropy import noise_entropy, packed_dct_and_entropy, spectral_entropy
 from chiaroscuro.ops.rbf import median_bandwidth, random_frequencies, rbf_feature_mix, rbf_features, rbf_kernel, rbf_mix
 from chiaroscuro.ops.rope import rotary_tables, rotate
-from chiaroscuro.ops.short_convolution import short_convolution
 
 __all__ = [
     "Chosen",
