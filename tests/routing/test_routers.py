@@ -248,6 +248,18 @@ def test_the_regulariser_moves_gates_towards_even_use():
     assert logits.grad[0] < 0 < logits.grad[1]
 
 
+@pytest.mark.parametrize("name", ["learned", "benefit"])
+def test_learned_scores_are_not_rounded_to_half_precision(name):
+    torch.manual_seed(0)
+    router, x = router_class(name)(32, 2), torch.randn(1, 2000, 32)
+    exact = router.score(x, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(router.score(x, None), exact)
+    halved = router.to(torch.bfloat16).score(x.bfloat16(), None)
+    assert halved.dtype == torch.float32
+    assert len(halved.unique()) > 1900
+
+
 @pytest.mark.parametrize("name", ["hard", "learned", "benefit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gate_of_the_chosen_operator_is_exactly_one(name, dtype):

@@ -18,6 +18,8 @@ from chiaroscuro.mixers import Mixer
 from chiaroscuro.ops import noise_entropy
 from chiaroscuro.ops.evaluating import evaluating
 
+ROUNDING = 1e-5  # of the spread of scores
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -40,9 +42,22 @@ def noise_thresholds(D: int) -> tuple[float, float]:
     return max(0.0, mean - spread), min(1.0, mean + spread)
 
 
+def between(score_N: Tensor, below: float) -> float:
+    """A threshold with a part `below` of the scores, or as near to it as can be, under it: halfway between two
+    neighbours that differ by more than rounding. So equal scores stay together, whatever rounds them; without a layer
+    that mixes tokens before it, a router sees the same score wherever a token stands."""
+    score_N = score_N.double().sort().values
+    spread = score_N[-1] - score_N[0]
+    edges = torch.cat((score_N[:1] - spread - 1, score_N, score_N[-1:] + spread + 1))
+    part = torch.arange(len(score_N) + 1, device=score_N.device) / len(score_N)
+    apart = edges.diff() > spread * ROUNDING
+    first = (part - below).abs().where(apart, torch.inf).argmin()
+    return float(edges[first] + edges[first + 1]) / 2
+
+
 def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) -> list[Calibration]:
-    """Set the thresholds of every threshold router to its quantiles, the 33rd and 67th percentile, of what it sees on
-    `input_ids_BT`.
+    """Set the thresholds of every threshold router to its quantiles of what it sees on `input_ids_BT`, as `between`
+    takes them: the 33rd and 67th percentile, or what leaves its share above them.
 
     One forward pass does all layers: a router's thresholds are set before it decides, so each layer sees the input
         that the calibrated layers below it produce. `input_ids_BT` should be held-out text without padding, at least
@@ -53,7 +68,7 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
 
     def set_thresholds(router: Any, args: tuple[Tensor, ...]) -> None:
         score = router.score(*args[:2]).flatten().double()
-        low, high = torch.quantile(score, score.new_tensor(router.quantiles)).tolist()
+        low, high = (between(score, quantile) for quantile in router.quantiles)
         router.set_thresholds(low, high)
         found.append(Calibration(router.layer, low, high, float(score.mean()), float(score.std(correction=0))))
 

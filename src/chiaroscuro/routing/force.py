@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from chiaroscuro.routing.calibration import between
 from chiaroscuro.routing.router import Router, ThresholdRouter, check_share
 
 
@@ -35,17 +35,13 @@ def forced(router: Router, choice_BT: Tensor) -> Iterator[None]:
 @contextmanager
 def at_share(model: nn.Module, share: float) -> Iterator[None]:
     """While it lasts, every router of `model` that has thresholds sends `share` of the tokens it is given, those with
-    the highest scores, to its last operator, and the others to its first; where tokens of equal score would be parted,
-    all of them to its first. Raises ValueError for a share outside [0, 1]."""
+    the highest scores, to its last operator, and the others to its first; tokens of equal score are not parted. Raises
+    ValueError for a share outside [0, 1]."""
     check_share(share)
     routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
 
     def place_thresholds(router: Any, args: tuple[Tensor, ...]) -> None:
-        score = router.score(*args[:2]).flatten().sort().values
-        first = round((1.0 - share) * len(score))
-        # Between two scores, so that none lies on it; rounding in float32 would move what lies at one.
-        edges = torch.cat((score[:1] - 1, score, score[-1:] + 1))
-        place = float((edges[first] + edges[first + 1]) / 2)
+        place = between(router.score(*args[:2]).flatten(), 1.0 - share)
         router.set_thresholds(place, place)
 
     with ExitStack() as stack:

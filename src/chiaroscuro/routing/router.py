@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import linear, one_hot
 from transformers import initialization as init
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
@@ -156,7 +156,10 @@ class LearnedRouter(ThresholdRouter):
         self.linear = nn.Linear(hidden_size, 1, bias=False)
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
-        return self.linear(x_BTD).squeeze(-1)
+        # As the thresholds, in float32 at least: in half precision scores would fall together.
+        precision = torch.promote_types(x_BTD.dtype, torch.float32)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            return linear(x_BTD.to(precision), self.linear.weight.to(precision)).squeeze(-1)
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD, entropy_BT)
@@ -204,7 +207,7 @@ class _FittedToGain(torch.autograd.Function):
     def backward(ctx: Any, gradient_BT: Tensor) -> tuple[None, Tensor, None]:
         score_BT, explored_BT = ctx.saved_tensors
         count = explored_BT.sum().clamp_min(1)
-        gain_BT = -gradient_BT * explored_BT
+        gain_BT = -gradient_BT.to(score_BT.dtype) * explored_BT
         unit = (gain_BT.square().sum() / count).sqrt().clamp_min(torch.finfo(gain_BT.dtype).tiny)
         return None, _FittedToGain.WEIGHT / count * (score_BT - gain_BT / unit) * explored_BT, None
 

@@ -40,7 +40,7 @@ def _arms() -> Iterator[Arm]:
 BUDGETS = Study(
     name="budgets",
     question="What does each part of the attention buy, and which tokens are to get it?",
-    plan=replace(PLAN, test_on={"wikitext": "wikitext-2"}),
+    plan=replace(PLAN, test_on={"wikitext": "wikitext-2"}, bf16=True),  # 1.6 times as fast on the CPU at hand
     arms=tuple(_arms()),
     learning_rates=(2e-3, 4e-3),
     seeds=SEEDS,
