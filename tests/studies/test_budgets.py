@@ -1,40 +1,59 @@
-"""The study of budgets: its arms spend what they say, and its figure shows what they reach."""
+"""The studies of budgets: their arms spend what they say, and their figures show what they reach."""
+
+import re
 
 import pytest
 
 from chiaroscuro import ChiarForCausalLM
-from chiaroscuro.studies.budgets import BUDGETS, ROUTERS
+from chiaroscuro.studies.budgets import BUDGETS, RECALL, ROUTERS
 from chiaroscuro.studies.figures import _budgets
 
-SAID = {arm.name: float(arm.name.split(", ")[1].removesuffix(" %")) / 100 for arm in BUDGETS.arms if "%" in arm.name}
-SPENT = {"full attention": 1.0, "every other layer": 0.5, "no attention": 0.0} | SAID
+RUNS = [run for study in (BUDGETS, RECALL) for run in study.search()[:: len(study.learning_rates)]]
 
 
-@pytest.mark.parametrize("run", BUDGETS.search()[:: len(BUDGETS.learning_rates)], ids=lambda run: run.name)
+def spent(arm: str) -> float:
+    """The part of full attention's FLOPs for attention, by the name of an arm."""
+    if said := re.search(r"([0-9.]+) %$", arm):
+        return float(said[1]) / 100
+    return {"full attention": 1.0, "every other layer": 0.5, "no attention": 0.0}[arm.removeprefix("post-norm, ")]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.plan.task}-{run.name}")
 def test_an_arm_spends_the_attention_that_its_name_says(run):
     model = ChiarForCausalLM(run.plan.config({"vocab_size": 50, "hidden_size": 32}))
     full = ChiarForCausalLM(model.config.twin())
-    assert model.flops(8, 256).attention / full.flops(8, 256).attention == pytest.approx(SPENT[run.arm], abs=1e-6)
+    assert model.flops(8, 256).attention / full.flops(8, 256).attention == pytest.approx(spent(run.arm), abs=1e-6)
 
 
-def test_each_router_has_a_curve_from_no_attention_to_all_of_it():
+@pytest.mark.parametrize(("study", "measure"), [(BUDGETS, "perplexity"), (RECALL, "accuracy")])
+def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
     def spread(value: float) -> dict[str, float]:
         return {"mean": value, "deviation": 0.5}
 
     table = [
         {
             "arm": arm.name,
-            "attention_ratio": spread(SPENT[arm.name]),
-            "perplexity": spread(60 - 10 * SPENT[arm.name]),
-            "texts": {"wikitext": {"perplexity": spread(260 - 10 * SPENT[arm.name])}},
+            "attention_ratio": spread(spent(arm.name)),
+            measure: spread(60 - 10 * spent(arm.name)),
+            "texts": {text: {measure: spread(260 - 10 * spent(arm.name))} for text in study.plan.test_on},
         }
-        for arm in BUDGETS.arms
+        for arm in study.arms
     ]
-    own, further = _budgets(BUDGETS, table).axes
-    for axes, least in ((own, 50), (further, 250)):
-        curves = {container.get_label(): container.lines[0] for container in axes.containers}
-        assert set(curves) == {*ROUTERS, "whole layers"}
-        for name in ROUTERS:
-            x, y = curves[name].get_data()
-            assert list(x) == [0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0]
-            assert list(y) == pytest.approx([least + 10 * (1 - spent) for spent in x])
+    panels = _budgets(study, table).axes
+    assert len(panels) == 1 + len(study.plan.test_on)
+    for axes, least in zip(panels, (50, 250), strict=False):
+        assert axes.get_ylabel() == measure
+        curves = {container.get_label(): container.lines[0].get_data() for container in axes.containers}
+        assert set(curves) == {*ROUTERS, "whole layers", "whole layers, post-norm"}
+        assert list(curves.pop("whole layers, post-norm")[0]) == [0.25, 0.5, 1.0]
+        for name, (x, y) in curves.items():
+            budgets = {spent(arm.name) for arm in study.arms if name in arm.curves}
+            assert list(x) == sorted(budgets)
+            assert {0.0, 0.5, 1.0} < budgets
+            assert list(y) == pytest.approx([least + 10 * (1 - each) for each in x])
+
+
+def test_the_budgets_of_text_are_those_asked_for():
+    for router in ROUTERS:
+        budgets = {spent(arm.name) for arm in BUDGETS.arms if router in arm.curves}
+        assert budgets == {0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0}

@@ -110,7 +110,8 @@ def test_the_arm_that_spares_attention_is_chosen_by_validation_and_held_against_
     title, study = "Ours: full attention's quality at half of its attention", STUDIES["budgets"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
     spent = {"full attention": 1.0, "random, 75 %": 0.75, "every other layer": 0.5}
-    write(study, {"full attention": 3.9, "every other layer": 3.8, "random, 75 %": 3.2}, attention=spent)
+    lost = {"full attention": 3.9, "every other layer": 3.8, "random, 75 %": 3.2, "post-norm, whole layers, 50 %": 3.1}
+    write(study, lost, attention=spent)
     page = report(*place)
     assert verdict(page, title) == HOLDS
     assert "validation chose `every other layer`: -9.5 % [-9.5, -9.5], and on WikiText's text -9.5 %" in page
@@ -127,6 +128,19 @@ def test_a_router_is_held_against_random_tokens_of_the_same_layers(write, tmp_pa
     assert verdict(report(*place), title) == "holds at 1 of 3 budgets"
     write(study, {f"benefit, {budget} %": 3.9 for budget in ("12.5", "25", "37.5")})
     assert verdict(report(*place), title) == HOLDS
+
+
+def test_recall_holds_where_every_arm_at_half_of_the_attention_is_within_two_points(write, tmp_path):
+    title, study = "Ours: recall at half of its attention", STUDIES["recall"]
+    place = ([study], tmp_path / "results", tmp_path / "results.md")
+    spent = {"full attention": 1.0, "whole layers, 50 %": 0.5, "every other layer": 0.5}
+    good = {"full attention": 0.99, "whole layers, 50 %": 0.98, "every other layer": 0.975, "benefit, 25 %": 0.98}
+    write(study, accuracy=good, attention=spent)
+    page = report(*place)
+    assert verdict(page, title) == HOLDS
+    assert "(98.00 ± 1.00 %): whole layers, 50 %, every other layer, benefit, 25 %." in page
+    write(study, accuracy=good | {"whole layers, 50 %": 0.96}, attention=spent)
+    assert verdict(report(*place), title) == FAILS
 
 
 def test_every_number_has_its_file(write, tmp_path):

@@ -1,7 +1,7 @@
 """Studies: grids of training runs that answer a question, declared in a file each."""
 
 from chiaroscuro.studies.ablation import ABLATION, CONTROLS
-from chiaroscuro.studies.budgets import BUDGETS
+from chiaroscuro.studies.budgets import BUDGETS, RECALL
 from chiaroscuro.studies.figures import draw
 from chiaroscuro.studies.regime import IMDB, LISTOPS_FLAT, MIXED, SMALL_TEXT
 from chiaroscuro.studies.report import report
@@ -10,7 +10,9 @@ from chiaroscuro.studies.smoke import SMOKE
 from chiaroscuro.studies.study import Arm, Study, StudyRun
 from chiaroscuro.studies.table import markdown, rows
 
-STUDIES = {study.name: study for study in (SMOKE, CONTROLS, ABLATION, SMALL_TEXT, LISTOPS_FLAT, IMDB, MIXED, BUDGETS)}
+STUDIES = {
+    study.name: study for study in (SMOKE, CONTROLS, ABLATION, SMALL_TEXT, LISTOPS_FLAT, IMDB, MIXED, BUDGETS, RECALL)
+}
 
 
 def study_named(name: str) -> Study:

@@ -64,7 +64,7 @@ def _shares(own: dict[str, list[dict[str, Any]]]) -> Figure | None:
 
 def _cost(table: list[Row]) -> Figure:
     """What each arm reaches on the test split against the FLOPs it executes, with the deviation over seeds."""
-    measure = "accuracy" if "accuracy" in table[0] else "perplexity"
+    measure = _measure(table)
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     for index, row in enumerate(table):
@@ -81,11 +81,16 @@ def _cost(table: list[Row]) -> Figure:
     return figure
 
 
+def _measure(table: list[Row]) -> str:
+    return "accuracy" if "accuracy" in table[0] else "perplexity"
+
+
 def _budgets(study: Study, table: list[Row]) -> Figure | None:
     """What the arms of each curve reach against the attention that they spend, a panel for each text."""
     names = list(dict.fromkeys(curve for arm in study.arms for curve in arm.curves))
     if not names:
         return None
+    measure = _measure(table)
     texts = [None, *table[0]["texts"]]
     figure = Figure(figsize=(7, 4 * len(texts)))
     panels: list[Axes] = list(figure.subplots(len(texts), 1, sharex=True, squeeze=False)[:, 0])
@@ -93,7 +98,7 @@ def _budgets(study: Study, table: list[Row]) -> Figure | None:
         for name, marker in zip(names, MARKERS, strict=False):
             points = [row for arm, row in zip(study.arms, table, strict=True) if name in arm.curves]
             points.sort(key=lambda row: row["attention_ratio"]["mean"])
-            reached = [(row if text is None else row["texts"][text])["perplexity"] for row in points]
+            reached = [(row if text is None else row["texts"][text])[measure] for row in points]
             axes.errorbar(
                 [row["attention_ratio"]["mean"] for row in points],
                 [each["mean"] for each in reached],
@@ -102,7 +107,7 @@ def _budgets(study: Study, table: list[Row]) -> Figure | None:
                 capsize=2,
                 label=name,
             )
-        axes.set(title=text or "test split", ylabel="perplexity")
+        axes.set(title=text or "test split", ylabel=measure)
         axes.legend(frameon=False)
     panels[-1].set_xlabel("attention FLOPs, to full attention")
     return figure
