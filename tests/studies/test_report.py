@@ -130,6 +130,14 @@ def test_a_router_is_held_against_random_tokens_of_the_same_layers(write, tmp_pa
     assert verdict(report(*place), title) == HOLDS
 
 
+def test_the_dct_is_held_against_nothing_in_its_place(write, tmp_path):
+    title, study = "Ours: the DCT where nothing could stand", STUDIES["budgets"]
+    place = ([study], tmp_path / "results", tmp_path / "results.md")
+    for loss, expected in ((4.0, OPEN), (3.9, HOLDS), (4.1, FAILS)):
+        write(study, {"with the DCT, benefit, 25 %": loss}, noise=0.0)
+        assert verdict(report(*place), title) == expected
+
+
 def test_recall_holds_where_every_arm_at_half_of_the_attention_is_within_two_points(write, tmp_path):
     title, study = "Ours: recall at half of its attention", STUDIES["recall"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")

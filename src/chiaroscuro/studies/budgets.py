@@ -1,7 +1,8 @@
 """What does each part of the attention buy, and which tokens are to get it? On text, and where each answer must be
 looked up.
 
-Layers are told by a letter each: (a)ttention, (n)othing, or (r)outed between the two.
+Layers are told by a letter each: (a)ttention, (n)othing, or (r)outed between the two; (d)CT, or (s)hared between that
+and attention.
 """
 
 from dataclasses import replace
@@ -14,15 +15,20 @@ ROUTERS = {"benefit": "benefit", "entropy": "threshold", "random": "random", "in
 LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
 TWIN = "full attention"
-EVERY_OTHER = "every other layer"
 _EVERY_CURVE = (*ROUTERS, LAYERS)
-_OPERATORS = {"a": ["attention"], "n": ["none"], "r": ["none", "attention"]}
+_OPERATORS = {
+    "a": ["attention"],
+    "n": ["none"],
+    "r": ["none", "attention"],
+    "d": ["dct"],
+    "s": ["dct", "attention"],
+}
 _SHORT_CONVOLUTION = {"short_convolution": 4}  # which helps full attention as well, so that every arm has it
 
 
 def _arm(name: str, layers: str, curves: tuple[str, ...] = (), router: str = "benefit", share: float = 0.5) -> Arm:
     """An arm whose routed layers give attention to `share` of the tokens."""
-    routed = {"router": router, "routed_share": share} if "r" in layers else {}
+    routed = {"router": router, "routed_share": share} if set(layers) & {"r", "s"} else {}
     fields = {"layer_operators": [_OPERATORS[letter] for letter in layers]} | routed | _SHORT_CONVOLUTION
     return Arm(name, "full_attention", fields, curves=curves)
 
@@ -45,7 +51,7 @@ def _post_norm(arm: Arm, curves: tuple[str, ...]) -> Arm:
 _TWIN = _arm(TWIN, "aaaa", _EVERY_CURVE)
 _HALF = _arm(f"{LAYERS}, 50 %", "nnaa", _EVERY_CURVE)
 _QUARTER = _arm(f"{LAYERS}, 25 %", "nnna", (LAYERS,))
-_EVERY_OTHER = _arm(EVERY_OTHER, "nana")
+_EVERY_OTHER = _arm("every other layer", "nana")
 _WITHOUT = _arm("no attention", "nnnn", _EVERY_CURVE)
 _ON_POST_NORM = tuple(_post_norm(arm, (f"{LAYERS}, post-norm",)) for arm in (_TWIN, _HALF, _QUARTER))
 
@@ -66,6 +72,8 @@ BUDGETS = Study(
         *_routed("37.5 %", "nnrr", 0.75),
         *_routed("25 %", "nnrr", 0.5),
         *_routed("12.5 %", "nnnr", 0.5),
+        _arm("with the DCT, benefit, 25 %", "ddss"),
+        _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
         *_ON_POST_NORM,
     ),
     learning_rates=(2e-3, 4e-3),

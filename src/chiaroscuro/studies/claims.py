@@ -7,7 +7,7 @@ interval over seeds does not reach zero.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from chiaroscuro.studies.budgets import EVERY_OTHER, LAYERS, POST_NORM, TWIN
+from chiaroscuro.studies.budgets import POST_NORM, TWIN
 from chiaroscuro.studies.evidence import Difference, Finished, difference, final_shares
 
 HOLDS, FAILS, WEAKER, OPEN = "holds", "fails", "holds in direction, not in size", "not settled"
@@ -303,7 +303,9 @@ def half_of_the_attention(studies: Studies) -> Finding:
     study = studies["budgets"]
     best = [_best_within(study, attention) for attention in (0.5, 0.25, 0.125, 0.0)]
     pairs = [(study, arm, TWIN) for arm in best]
-    pairs += [(study, f"{POST_NORM}{arm}", f"{POST_NORM}{TWIN}") for arm in (f"{LAYERS}, 50 %", f"{LAYERS}, 25 %")]
+    pairs += [
+        (study, f"{POST_NORM}{arm}", f"{POST_NORM}{TWIN}") for arm in ("whole layers, 50 %", "whole layers, 25 %")
+    ]
     pairs += [(study, f"{POST_NORM}{TWIN}", TWIN)]
     table, own = compared(pairs)
     further, other = compared(pairs, "wikitext")
@@ -336,12 +338,30 @@ def who_gets_it(studies: Studies) -> Finding:
     return Finding(verdict, [f"Against random tokens of the same layers: {told}."], table)
 
 
+def dct_for_nothing(studies: Studies) -> Finding:
+    study = studies["budgets"]
+    table, found = compared(
+        [
+            (study, "with the DCT, benefit, 25 %", "benefit, 25 %"),
+            (study, "with the DCT, entropy in the middle layers, 50 %", "whole layers, 50 %"),
+        ]
+    )
+    return Finding(
+        _verdict(found[0]),
+        [
+            f"With the DCT for the tokens that do not attend: {found[0]}. The paper's layers, half of their attention "
+            f"by entropy, against the upper half of the layers attending: {found[1]}."
+        ],
+        table,
+    )
+
+
 def recall(studies: Studies) -> Finding:
     study = studies["recall"]
     arms = [arm for arm in study.table if not arm.startswith(POST_NORM) and arm != TWIN]
     table, found = compared([(study, arm, TWIN) for arm in [*arms, f"{POST_NORM}{TWIN}"]])
     apart = dict(zip(arms, found, strict=False))
-    half = [apart[arm] for arm in (f"{LAYERS}, 50 %", EVERY_OTHER)]
+    half = [apart[arm] for arm in ("whole layers, 50 %", "every other layer")]
     within = [arm for arm, each in apart.items() if each.mean >= -RECALL_APART]
     return Finding(
         HOLDS if min(each.mean for each in half) >= -RECALL_APART else FAILS,
@@ -465,6 +485,14 @@ CLAIMS = (
         ("budgets",),
         who_gets_it,
         "Layers whose benefit no linear score of the token tells.",
+    ),
+    Claim(
+        "Ours: the DCT where nothing could stand",
+        "Tokens that do not attend gain from the DCT, with the router and the convolution that serve best.",
+        "The router `benefit` between attention and the DCT, and between attention and nothing, in the same layers.",
+        ("budgets",),
+        dct_for_nothing,
+        "A spectral operator that mixes tokens.",
     ),
     Claim(
         "Ours: recall at half of its attention",
