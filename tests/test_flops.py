@@ -5,7 +5,7 @@ import torch
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification, calibrate
 from chiaroscuro.flops import executed_flops, executed_forward_flops, flops_ratios
-from chiaroscuro.routing import ThresholdRouter
+from chiaroscuro.routing import ThresholdRouter, router_class
 from tests.helpers import SMALL_RECIPES
 
 VOCAB = 300
@@ -36,6 +36,12 @@ def test_planned_equals_executed_in_every_recipe(recipe, B, T, D, dispatch, keys
 @pytest.mark.parametrize("router", ["soft", "hard", "random"])
 def test_planned_equals_executed_for_every_router(recipe, router):
     assert_planned_is_executed(*model_and_ids(recipe, router=router))
+
+
+@pytest.mark.parametrize("name", ["soft", "hard", "learned", "benefit", "random", "interleaved"])
+def test_a_router_plans_what_it_executes(name):
+    router, x = router_class(name)(64, 2).eval(), torch.randn(2, 100, 64)
+    assert router.flops(200) == executed_flops(lambda: router(x, torch.rand(2, 100)))
 
 
 @pytest.mark.parametrize("keys", ["all", "routed"])

@@ -91,6 +91,7 @@ def test_the_twin_is_full_attention_of_the_same_size():
         ({"tau_low": 0.9, "tau_high": 0.8}, "tau_low <= tau_high"),
         ({"tau_low": 0.9}, "both tau_low and tau_high"),
         ({"routed_share": 1.5}, r"share must lie in \[0, 1\], got 1.5"),
+        ({"router": "benefit", "collapse_weight": 0.1}, "leave collapse_weight at 0"),
         ({"routed_share": 0.5, "router": "soft"}, "router 'soft' keeps to no share"),
         ({"routed_share": 0.5, "layer_operators": [["dct", "rbf", "attention"]]}, "and a layer has 3"),
         ({"router": "soft", "dispatch": "sparse"}, "blends all operators"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.helpers import VOCAB, ids, tiny_model
 
 from chiaroscuro.mixers import RBFMixer
-from chiaroscuro.ops import spectral_entropy
+from chiaroscuro.ops import NotFinite, spectral_entropy
 from chiaroscuro.routing import ThresholdRouter, calibrate
 from chiaroscuro.routing.calibration import between
 
@@ -27,14 +27,16 @@ def test_each_layer_gets_the_percentiles_of_what_it_sees_once_all_are_set(recipe
         assert router.thresholds.tolist() == [layer.low, layer.high]
         below = [float((entropies[layer.layer] < threshold).double().mean()) for threshold in (layer.low, layer.high)]
         commonest = int(text.flatten().bincount().max()) / text.numel()  # in the lowest layer those are not parted
-        assert below == pytest.approx([1 / 3, 2 / 3], abs=commonest / 2)
+        wanted = [1 / 3, 2 / 3] if router.num_operators == 3 else [1 / 2, 1 / 2]
+        assert below == pytest.approx(wanted, abs=commonest / 2)
         assert layer.mean == pytest.approx(float(entropies[layer.layer].mean()))
 
 
 @pytest.mark.parametrize("router", ["threshold", "learned"])
-def test_no_threshold_lies_on_a_score(router):
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_no_threshold_lies_on_a_score(router, share):
     """In the lowest layer the score is that of the token, and each of them comes more than once."""
-    model, text = tiny_model(router=router, routed_share=0.3, layer_operators=[["dct", "attention"]]), ids(8, 128)
+    model, text = tiny_model(router=router, routed_share=share, layer_operators=[["dct", "attention"]]), ids(8, 128)
     given = []
     watched = model.model.layers[0].mixer.router
     watched.register_forward_pre_hook(lambda module, args: given.append(module.score(*args[:2])))
@@ -45,6 +47,30 @@ def test_no_threshold_lies_on_a_score(router):
 def test_scores_that_are_all_equal_go_one_way():
     same = torch.full((5,), 0.25)
     assert between(same, 1 / 3) < 0.25 < between(same, 2 / 3)
+
+
+@pytest.mark.parametrize("N", [4096, 1_000_000])
+@pytest.mark.parametrize("outlier", [0.0, 1000.0])
+def test_many_scores_and_one_far_from_the_others_are_parted_where_they_should(N, outlier):
+    scores = torch.randn(N, generator=torch.Generator().manual_seed(0))
+    scores[0] += outlier
+    for part in (0.125, 0.5, 0.75):
+        assert float((scores < between(scores, part)).double().mean()) == pytest.approx(part, abs=1e-3)
+
+
+def test_a_group_of_scores_that_are_equal_but_for_rounding_is_not_parted():
+    """Where the share would part it, the threshold goes to that side of it which is nearer."""
+    low, group, high = torch.linspace(0.1, 0.4, 30), 0.5 + 5e-8 * torch.arange(40), torch.linspace(0.6, 0.9, 30)
+    scores = torch.cat((low, group, high))
+    assert int((scores < between(scores, 0.45)).sum()) == 30
+    assert int((scores < between(scores, 0.55)).sum()) == 70
+
+
+def test_scores_that_cannot_be_parted_are_refused():
+    with pytest.raises(ValueError, match="no scores"):
+        between(torch.empty(0), 0.5)
+    with pytest.raises(NotFinite, match="the score of a router"):
+        between(torch.tensor([0.1, torch.nan]), 0.5)
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=50), st.floats(0, 1))

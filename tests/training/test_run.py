@@ -9,7 +9,7 @@ import torch
 
 from chiaroscuro import ChiarForCausalLM
 from chiaroscuro.routing import ThresholdRouter
-from chiaroscuro.training import TrainingPlan, compare, load_run, prepare, task_of, train
+from chiaroscuro.training import Diverged, TrainingPlan, compare, load_run, prepare, task_of, train
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -147,6 +147,15 @@ def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan
     run.model(run.tokenizer("Some text.", return_tensors="pt")["input_ids"])
     assert torch.equal(router.thresholds, before)
     assert 0.3 < run.results["routing"]["1"]["attention"] < 0.7
+
+
+@pytest.mark.parametrize("router", ["threshold", "learned", "benefit"])
+@pytest.mark.parametrize("steps", [1, 8])
+def test_a_divergence_that_calibration_finds_is_one_of_training(plan, tmp_path, router, steps):
+    fields = TINY | {"router": router}
+    diverging = replace(plan, learning_rate=1e30, warmup_steps=0, steps=steps, calibrate_every=1, fields=fields)
+    with pytest.raises(Diverged, match=r"training diverged at step \d"):
+        train(diverging, prepare(diverging), tmp_path / "run")
 
 
 def test_a_run_that_failed_at_its_start_does_not_block_its_folder(plan, tmp_path):

@@ -229,6 +229,11 @@ class ChiarConfig(PreTrainedConfig):
         hard = router_class(self.router).hard
         if self.dispatch == "sparse" and not hard:
             raise ValueError(f"router {self.router!r} blends all operators, so dispatch must be 'auto' or 'dense'")
+        if self.router == "benefit" and self.collapse_weight > 0.0:
+            raise ValueError(
+                "router 'benefit' would take the gradient of the collapse regulariser for a gain: leave "
+                "collapse_weight at 0, or take another router"
+            )
         if self.routed_share is not None:
             check_share(self.routed_share)
             if not issubclass(router_class(self.router), BudgetRouter):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from chiaroscuro.mixers import Mixer
 from chiaroscuro.ops import noise_entropy
+from chiaroscuro.ops.checks import require_finite
 from chiaroscuro.ops.evaluating import evaluating
 
-ROUNDING = 1e-5  # of the spread of scores
+ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a score, from the order in which sums are taken
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,23 @@ def noise_thresholds(D: int) -> tuple[float, float]:
 
 
 def between(score_N: Tensor, below: float) -> float:
-    """A threshold with a part `below` of the scores, or as near to it as can be, under it: halfway between two
-    neighbours that differ by more than rounding. So equal scores stay together, whatever rounds them; without a layer
-    that mixes tokens before it, a router sees the same score wherever a token stands."""
+    """A threshold with a part `below` of the N scores under it, halfway between two neighbours: where the tokens that
+    are too many or too few, and those that rounding may move to the other side, are fewest together. So equal scores
+    stay together; where no layer before it mixes tokens, a router gives a token the same score wherever it stands.
+
+    Raises NotFinite for NaN or infinity among the scores, and ValueError when there are none.
+    """
+    if not len(score_N):
+        raise ValueError("no scores to put a threshold between")
+    require_finite("the score of a router", score_N)
     score_N = score_N.double().sort().values
-    spread = score_N[-1] - score_N[0]
-    edges = torch.cat((score_N[:1] - spread - 1, score_N, score_N[-1:] + spread + 1))
-    part = torch.arange(len(score_N) + 1, device=score_N.device) / len(score_N)
-    apart = edges.diff() > spread * ROUNDING
-    first = (part - below).abs().where(apart, torch.inf).argmin()
-    return float(edges[first] + edges[first + 1]) / 2
+    beyond = score_N[-1] - score_N[0] + 1
+    edges = torch.cat((score_N[:1] - beyond, score_N, score_N[-1:] + beyond))
+    places = (edges[:-1] + edges[1:]) / 2
+    moved = score_N.abs().max() * ROUNDING
+    unsure = torch.searchsorted(score_N, places + moved) - torch.searchsorted(score_N, places - moved)
+    amiss = (torch.arange(len(places), device=score_N.device) - below * len(score_N)).abs()
+    return float(places[(amiss + unsure).argmin()])
 
 
 def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) -> list[Calibration]:

@@ -182,9 +182,7 @@ class RoutedMixer(nn.Module):
         for mixer, work in zip(self._mixers_in_order, works, strict=True):
             total = total + mixer.flops(work)
         if self.router is not None:
-            hidden_size = self.router.hidden_size
-            routing = works[0].transforms(works[0].tokens, hidden_size) if self.router.reads_entropy else 0.0
-            if self.router.learned:
-                routing += 2.0 * works[0].tokens * (hidden_size + 1) * len(self.mixers)
-            total = total + Flops(routing=routing)
+            tokens = works[0].tokens
+            transforms = works[0].transforms(tokens, self.router.hidden_size) if self.router.reads_entropy else 0.0
+            total = total + Flops(routing=transforms + self.router.flops(tokens))
         return total

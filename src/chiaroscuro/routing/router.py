@@ -46,6 +46,10 @@ class Router(nn.Module, ABC):
         """Gates (B, T, O), from the vectors, their spectral entropy (B, T), and what `context` says of the tokens. A
         router that does not read the entropy may get None for it."""
 
+    def flops(self, tokens: float) -> float:
+        """Forward FLOPs of deciding for so many tokens, given their entropy."""
+        return 0.0
+
     def reset_parameters(self) -> None:
         """Set parameters and buffers held by this module itself to their starting values."""
 
@@ -118,8 +122,10 @@ class ThresholdRouter(BudgetRouter):
 
     @property
     def quantiles(self) -> tuple[float, float]:
-        """Where calibration puts the thresholds: the paper's thirds, or both where they leave `share` above them."""
-        return (1 / 3, 2 / 3) if self.share is None else (1 - self.share, 1 - self.share)
+        """Where calibration puts the thresholds: the paper's thirds for three operators; for two, which the mean of the
+        thresholds parts, both where they leave `share` above them, or half of the tokens."""
+        above = self.shares[-1]
+        return (1 / 3, 2 / 3) if self.num_operators == 3 else (1 - above, 1 - above)
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
         """What is held against the thresholds, (B, T)."""
@@ -155,6 +161,9 @@ class LearnedRouter(ThresholdRouter):
         super().__init__(hidden_size, num_operators, layer, share, low=0.0, high=0.0)
         self.linear = nn.Linear(hidden_size, 1, bias=False)
 
+    def flops(self, tokens: float) -> float:
+        return 2.0 * tokens * self.hidden_size
+
     def score(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
         # As the thresholds, in float32 at least: in half precision scores would fall together.
         precision = torch.promote_types(x_BTD.dtype, torch.float32)
@@ -173,8 +182,9 @@ class BenefitRouter(LearnedRouter):
 
     In training a part of the tokens, drawn at random, is explored: a token gets both operators, with gates of 1 - a and
     a, where a is uniform in [0, 1]. The derivative of the loss by a is on average, over a, the whole difference between
-    the two; the score is fitted to it by least squares. At a gate of one the derivative says what still more of the
-    operator would gain, which for a trained one is nothing; that is all that a straight-through gradient learns from.
+    the two; the score is fitted to it by least squares. At a gate of one, where a straight-through gradient is taken,
+    the derivative says what still more of the operator would gain, which for a trained one is nothing on average over
+    tokens.
     """
 
     EXPLORED = 1 / 8  # of the tokens
@@ -190,10 +200,9 @@ class BenefitRouter(LearnedRouter):
 
 
 class _FittedToGain(torch.autograd.Function):
-    """The gates as they are. In the backward pass the scores of explored tokens get the gradient of WEIGHT times half
-    the mean squared difference to what their gates gain, in units of its root mean square."""
-
-    WEIGHT = 0.01  # small beside the gradient of the model, with which it is clipped
+    """The gates as they are. In the backward pass the gradient of the score of an explored token is by how much it
+    exceeds the gain, which is the negative derivative of the loss by the gate. Scores are in units of the root mean
+    square of the gains, so that they do not follow the scale of the loss; their gradient does, as all others do."""
 
     @staticmethod
     def forward(gate_BT: Tensor, score_BT: Tensor, explored_BT: Tensor) -> Tensor:
@@ -206,10 +215,9 @@ class _FittedToGain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_BT: Tensor) -> tuple[None, Tensor, None]:
         score_BT, explored_BT = ctx.saved_tensors
-        count = explored_BT.sum().clamp_min(1)
         gain_BT = -gradient_BT.to(score_BT.dtype) * explored_BT
-        unit = (gain_BT.square().sum() / count).sqrt().clamp_min(torch.finfo(gain_BT.dtype).tiny)
-        return None, _FittedToGain.WEIGHT / count * (score_BT - gain_BT / unit) * explored_BT, None
+        unit = (gain_BT.square().sum() / explored_BT.sum().clamp_min(1)).sqrt()
+        return None, unit * score_BT * explored_BT - gain_BT, None
 
 
 class SoftRouter(Router):
@@ -222,6 +230,9 @@ class SoftRouter(Router):
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):
         super().__init__(hidden_size, num_operators, layer)
         self.linear = nn.Linear(hidden_size + 1, num_operators)
+
+    def flops(self, tokens: float) -> float:
+        return 2.0 * tokens * (self.hidden_size + 1) * self.num_operators
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         assert entropy_BT is not None

@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from chiaroscuro.flops import flops_ratios
 from chiaroscuro.modeling import CARD, read_json
+from chiaroscuro.ops import NotFinite
 from chiaroscuro.routing import calibrate
 from chiaroscuro.training.card import run_card
 from chiaroscuro.training.checkpoints import discard_drafts, last_whole, steps_of
@@ -84,7 +85,10 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
         return {}
     if sharded:
         model = type(model).from_pretrained(out)
-    calibrate(model, task.calibration_text().to(model.device))
+    try:
+        calibrate(model, task.calibration_text().to(model.device))
+    except NotFinite as error:
+        raise trainer.diverged() from error
     tokens_seen = plan.steps * plan.batch_size * plan.seq_len
     results = _measured(plan, model, task) | {
         "tokens_seen": tokens_seen,

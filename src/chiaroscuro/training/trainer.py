@@ -12,6 +12,7 @@ from rich.progress import TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from chiaroscuro.modeling import set_share
 from chiaroscuro.ops import NotFinite
@@ -31,11 +32,18 @@ class NotSaved(OSError):
 
 class RoutingTrainer(Trainer):
     """Adds to every log, per layer with a choice, the mean share of each operator and the utilisation entropy since
-    the last one, in nats. Raises Diverged when the loss is no longer finite."""
+    the last one, in nats; in training, tokens that a router explores among them. Raises Diverged when the loss, or what
+    an operator or a router is given, is no longer finite."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._shares: dict[str, tuple[tuple[str, ...], list[Tensor]]] = {}
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        try:
+            return super().train(*args, **kwargs)
+        except NotFinite as error:
+            raise self.diverged() from error
 
     def compute_loss(
         self,
@@ -45,20 +53,18 @@ class RoutingTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         inputs = {**inputs, "output_routing": True, "use_cache": False}
-        try:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        except NotFinite as error:
-            raise self._diverged() from error
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise self._diverged()
+            raise self.diverged()
         for trace in outputs.routing if model.training else ():
             _, shares = self._shares.setdefault(str(trace.layer), (trace.operators, []))
             shares.append(utilisation(trace.gates.detach().float()))
         return (loss, outputs) if return_outputs else loss
 
-    def _diverged(self) -> Diverged:
+    def diverged(self) -> Diverged:
+        step = min(self.state.global_step + 1, self.state.max_steps)
         return Diverged(
-            f"training diverged at step {self.state.global_step + 1} with a learning rate of up to "
+            f"training diverged at step {step} with a learning rate of up to "
             f"{self.args.learning_rate:g}: use a smaller one"
         )
 
