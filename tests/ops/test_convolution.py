@@ -57,3 +57,9 @@ def test_as_many_tokens_before_as_there_are_further_taps():
     x, weight, before = drawn(1, 5, 3, 4, 0)
     with pytest.raises(ValueError, match="4 taps need 3 tokens before the first, got 2"):
         short_convolution(x, weight, before[:, 1:])
+
+
+@pytest.mark.parametrize(("tokens", "taps"), [((2, 0, 3), (4, 3)), ((2, 5, 3), (0, 3)), ((2, 1, 3), (4, 1))])
+def test_taps_and_tokens_must_be_there_and_have_the_same_channels(tokens, taps):
+    with pytest.raises(ValueError, match="with the same number of channels last"):
+        short_convolution(torch.zeros(tokens), torch.zeros(taps), torch.zeros(2, 3, 3))

@@ -15,8 +15,14 @@ from chiaroscuro.ops.function import Function
 def short_convolution(x_BTD: Tensor, weight_WD: Tensor, before_BED: Tensor | None = None) -> Tensor:
     """y_t = sum_w weight_w * x_{t-w} for w = 0 ... W - 1, elementwise, (B, T, D) in the dtype of x.
 
-    before_BED: the tokens before the first; None: zeros. Raises ValueError when they are not W - 1.
+    before_BED: the tokens before the first; None: zeros. Raises ValueError when they are not W - 1, when there is no
+    token or no tap, and when the taps are of another number of channels.
     """
+    if not x_BTD.numel() or not len(weight_WD) or weight_WD.shape[1] != x_BTD.shape[2]:
+        raise ValueError(
+            f"short_convolution: taps of shape {tuple(weight_WD.shape)} for tokens of shape {tuple(x_BTD.shape)}; both "
+            "must be there, with the same number of channels last"
+        )
     W, weight_WD = len(weight_WD), weight_WD.to(x_BTD.dtype)
     if before_BED is None:
         return _Convolution.run(x_BTD, weight_WD)
