@@ -1,7 +1,7 @@
 """The claims of the paper and the controls it lacks: what was said, what was done, and the rule that gives the verdict.
 
-A verdict is computed from the results by the rule written beside it; nothing is typed in. "Clearly" means that the 95 %
-interval over seeds does not reach zero.
+A verdict is computed from the results by the rule written beside it; nothing is typed in. What is better or worse is
+so by an interval that does not reach zero, what is as good by one that lies within a margin; all else is not settled.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,9 @@ from chiaroscuro.studies.budgets import POST_NORM, TWIN
 from chiaroscuro.studies.evidence import Difference, Finished, difference, final_shares
 
 HOLDS, FAILS, WEAKER, OPEN = "holds", "fails", "holds in direction, not in size", "not settled"
-RECALL_APART = 0.02
+SENTIMENT_APART = 0.012  # the paper's words: within 1.2 points
+AS_GOOD = 0.01  # of perplexity
+RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twin that can do it at all
 STARVING = 0.01  # the share of the tokens below which an operator counts as given up
 
 Studies = dict[str, Finished]
@@ -47,7 +49,7 @@ def compared(
     table = [["study", "arm", measure, "against", measure, "difference"]]
     differences = []
     for study, arm, other in pairs:
-        differences.append(difference(study, arm, other, text))
+        differences.append(difference(study, [(arm, other)], text))
         results = shown(study, arm, text), shown(study, other, text)
         table.append([study.study.name, arm, results[0], other, results[1], str(differences[-1])])
     return table, differences
@@ -68,6 +70,18 @@ def _verdict(found: Difference, wanted_better: bool = True) -> str:
     return OPEN
 
 
+def _in_both(pre: Difference, post: Difference) -> str:
+    """The verdict on a gain in both bodies."""
+    verdicts = _verdict(pre), _verdict(post)
+    return verdicts[0] if verdicts[0] == verdicts[1] else f"{verdicts[0]} with pre-norm; {verdicts[1]} with post-norm"
+
+
+def _as_good(found: list[Difference], margin: float) -> str:
+    """Whether each is worse by no more than a margin."""
+    within = [each.within(margin) for each in found]
+    return FAILS if False in within else OPEN if None in within else HOLDS
+
+
 def gain(studies: Studies) -> Finding:
     ablation, controls = studies["ablation"], studies["controls"]
     table, found = compared(
@@ -84,8 +98,8 @@ def gain(studies: Studies) -> Finding:
     verdict = _verdict(published)
     if verdict == HOLDS and published.low > -0.45:
         verdict = WEAKER
-    if verdict in (HOLDS, WEAKER) and not best_practice.better:
-        verdict = f"{verdict} against the published baseline; fails against a well-trained one"
+    if verdict in (HOLDS, WEAKER) and _verdict(best_practice) != HOLDS:
+        verdict = f"{verdict} against the published baseline; {_verdict(best_practice)} against a well-trained one"
     return Finding(
         verdict,
         [
@@ -109,14 +123,21 @@ def flops(studies: Studies) -> Finding:
         row = study.table[arm]
         ratios = ("attention_ratio", "total_ratio", "executed_ratio")
         table.append([study.study.name, arm, *(f"{row[name]['mean']:.3f}" for name in ratios)])
-    row = studies["ablation"].table["DCT and attention, threshold"]
-    attention, executed = row["attention_ratio"]["mean"], row["executed_ratio"]["mean"]
-    verdict = HOLDS if attention <= 0.375 + 0.02 else WEAKER
+    first, second = (
+        studies["ablation"].table[arm] for arm in ("DCT and attention, threshold", "v2, causal MetaRouter")
+    )
+    attention, all_first = first["attention_ratio"]["mean"], first["executed_ratio"]["mean"]
+    saved = 1 - second["executed_ratio"]["mean"]
+    verdicts = [
+        HOLDS if attention <= 0.375 + 0.02 else WEAKER,
+        HOLDS if saved >= 0.35 else WEAKER if saved > 0 else FAILS,
+    ]
     return Finding(
-        f"{verdict} for attention alone; all FLOPs fall by {100 * (1 - executed):.0f} %",
+        f"{verdicts[0]} for v1's attention; {verdicts[1]} for all FLOPs of v2",
         [
-            f"Attention takes {attention:.3f} of full attention's FLOPs (claimed: 0.375); the rest is not executed. "
-            f"All FLOPs, counted while the model runs, come to {executed:.3f}.",
+            f"v1's attention takes {attention:.3f} of full attention's FLOPs (claimed: 0.375), and the rest is not "
+            f"executed; all its FLOPs, counted while the model runs, come to {all_first:.3f}. Of all FLOPs v2 saves "
+            f"{100 * saved:.0f} % (claimed: 35 to 40 %).",
             "At this width and 256 tokens scores are a small part of a layer; projections and feed-forward stay.",
         ],
         table,
@@ -135,20 +156,23 @@ COLLAPSE_ARMS = (
 def collapse(studies: Studies) -> Finding:
     ablation = studies["ablation"]
     table = [["arm", "layer", "operator", "share of the test tokens, by seed"]]
-    starved = {}
+    least: dict[str, list[tuple[float, str]]] = {}  # per arm and seed the smallest share, and whose it is
     for arm in COLLAPSE_ARMS:
         by_operator = []
         for layer, operators in sorted(final_shares(ablation, arm).items()):
             for operator, shares in operators.items():
                 table.append([arm, str(int(layer) + 1), operator, ", ".join(f"{share:.3f}" for share in shares)])
-                by_operator.append(shares)
-        starved[arm] = [min(shares) < STARVING for shares in zip(*by_operator, strict=True)]  # by seed
-    learned = [run for arm in COLLAPSE_ARMS[:2] for run in starved[arm]]
-    some = f"holds in {sum(learned)} of {len(learned)} runs"
-    verdict = HOLDS if all(learned) else some if any(learned) else FAILS
-    found = [f"{arm}: in {sum(starved[arm])} of {len(starved[arm])} runs" for arm in COLLAPSE_ARMS]
+                by_operator.append([(share, operator) for share in shares])
+        least[arm] = [min(shares) for shares in zip(*by_operator, strict=True)]
+    starved = {arm: [operator for share, operator in each if share < STARVING] for arm, each in least.items()}
+    learned = [operator for arm in COLLAPSE_ARMS[:2] for operator in starved[arm]]
+    runs = sum(len(least[arm]) for arm in COLLAPSE_ARMS[:2])
+    some = f"holds in {len(learned)} of {runs} runs"
+    verdict = HOLDS if len(learned) == runs else some if learned else FAILS
+    found = [f"{arm}: in {len(starved[arm])} of {len(least[arm])} runs" for arm in COLLAPSE_ARMS]
     return Finding(
-        f"{verdict} of learned routers with an RBF operator that mixes",
+        f"{verdict} of learned routers with an RBF operator that mixes; what starves is the RBF operator in "
+        f"{learned.count('rbf')} of them",
         [f"An operator starves when it gets less than {STARVING:.0%} of the tokens. " + "; ".join(found) + "."],
         table,
     )
@@ -166,8 +190,11 @@ def regime(studies: Studies) -> Finding:
                 found[name, arm] = value
     large, small = found["ablation", routed], found["small_text", routed]
     symbols, sentiment = found["listops_flat", routed], found["imdb", routed]
-    as_claimed = [large.better, small.worse, symbols.worse, abs(sentiment.mean) < 0.012]
-    verdict = HOLDS if all(as_claimed) else FAILS if not any(as_claimed) else f"holds in {sum(as_claimed)} of 4 places"
+    close = sentiment.low >= -SENTIMENT_APART and sentiment.high <= SENTIMENT_APART
+    apart = sentiment.low > SENTIMENT_APART or sentiment.high < -SENTIMENT_APART
+    as_claimed = [large.better, small.worse, symbols.worse, close]
+    otherwise = [large.worse, small.better, symbols.better, apart]
+    verdict = HOLDS if all(as_claimed) else f"holds in {sum(as_claimed)} of 4 places, fails in {sum(otherwise)}"
     return Finding(
         verdict,
         [
@@ -211,7 +238,7 @@ def entropy(studies: Studies) -> Finding:
         ]
     )
     return Finding(
-        _verdict(found[0]),
+        _in_both(found[0], found[4]),
         [f"At the same share of attention, entropy against random routing: {found[0]}; post-norm: {found[4]}."],
         table,
     )
@@ -227,7 +254,7 @@ def start(studies: Studies) -> Finding:
         ]
     )
     return Finding(
-        _verdict(found[0]),
+        _in_both(found[1], found[0]),
         [f"The norm alone changes the post-norm baseline by {found[0]} and the pre-norm one by {found[1]}."],
         table,
     )
@@ -285,40 +312,22 @@ def mixed(studies: Studies) -> Finding:
     )
 
 
-BELOW_HALF = ("12.5 %", "25 %", "37.5 %")
-
-
-def _best_within(study: Finished, attention: float) -> str:
-    """The arm with the lowest validation loss among those of the twin's body with that part of its attention FLOPs at
-    most."""
-    within = [
-        arm
-        for arm, row in study.table.items()
-        if row["attention_ratio"]["mean"] <= attention + 0.01 and not arm.startswith(POST_NORM)
-    ]
-    return min(within, key=lambda arm: sum(result["validation"]["loss"] for result in study.runs[arm]))
-
-
 def half_of_the_attention(studies: Studies) -> Finding:
     study = studies["budgets"]
-    best = [_best_within(study, attention) for attention in (0.5, 0.25, 0.125, 0.0)]
-    pairs = [(study, arm, TWIN) for arm in best]
-    pairs += [
-        (study, f"{POST_NORM}{arm}", f"{POST_NORM}{TWIN}") for arm in ("whole layers, 50 %", "whole layers, 25 %")
-    ]
+    budgets = ("whole layers, 50 %", "whole layers, 25 %", "benefit, 37.5 %", "benefit, 25 %", "benefit, 12.5 %")
+    pairs = [(study, arm, TWIN) for arm in (*budgets, "no attention")]
+    pairs += [(study, f"{POST_NORM}{arm}", f"{POST_NORM}{TWIN}") for arm in budgets[:2]]
     pairs += [(study, f"{POST_NORM}{TWIN}", TWIN)]
     table, own = compared(pairs)
     further, other = compared(pairs, "wikitext")
-    verdict = HOLDS if max(own[0].mean, other[0].mean) <= 0 else FAILS
+    judged = [own[0], other[0], own[6], other[6]]
     return Finding(
-        verdict,
+        _as_good(judged, AS_GOOD),
         [
-            f"Of the arms with at most half of the attention validation chose `{best[0]}`: {own[0]}, and on WikiText's "
-            f"text {other[0]}. With a quarter, `{best[1]}`: {own[1]} and {other[1]}. With an eighth, `{best[2]}`: "
-            f"{own[2]} and {other[2]}. Without any: {own[3]} and {other[3]}, which is all that there was to lose. "
-            f"With the body of the paper's second version, post-norm, half of the layers against all of them: {own[4]} "
-            f"and {other[4]}; a quarter: {own[5]} and {other[5]}. Post-norm itself changes full attention by {own[6]} "
-            f"and {other[6]}. The second half of the table is WikiText's."
+            f"Attention in the upper half of the layers only, against all: {judged[0]}, and on WikiText's text "
+            f"{judged[1]}; with post-norm {judged[2]} and {judged[3]}. Without any attention: {own[5]} and {other[5]}, "
+            f"which is all that there was to lose. Post-norm itself changes full attention by {own[8]} and {other[8]}. "
+            "The second half of the table is WikiText's."
         ],
         table + further[1:],
     )
@@ -326,16 +335,16 @@ def half_of_the_attention(studies: Studies) -> Finding:
 
 def who_gets_it(studies: Studies) -> Finding:
     study = studies["budgets"]
-    pairs = [
-        (study, f"{router}, {budget}", f"random, {budget}")
-        for router in ("benefit", "entropy", "interleaved")
-        for budget in BELOW_HALF
-    ]
-    table, found = compared(pairs)
-    clear = sum(each.better for each in found[: len(BELOW_HALF)])
-    verdict = HOLDS if clear == len(BELOW_HALF) else f"holds at {clear} of {len(BELOW_HALF)} budgets" if clear else OPEN
-    told = "; ".join(f"{arm} {each}" for (_, arm, _), each in zip(pairs, found, strict=True))
-    return Finding(verdict, [f"Against random tokens of the same layers: {told}."], table)
+    routers, below_half = ("benefit", "entropy", "interleaved"), ("37.5 %", "25 %", "12.5 %")
+    pairs = {router: [(f"{router}, {budget}", f"random, {budget}") for budget in below_half] for router in routers}
+    table, _ = compared([(study, *pair) for router in routers for pair in pairs[router]])
+    found = {router: difference(study, pairs[router]) for router in routers}
+    told = "; ".join(f"{router} {each}" for router, each in found.items())
+    return Finding(
+        _verdict(found["benefit"]),
+        [f"Against random tokens of the same layers, the mean over {', '.join(below_half)} of the attention: {told}."],
+        table,
+    )
 
 
 def dct_for_nothing(studies: Studies) -> Finding:
@@ -362,13 +371,14 @@ def recall(studies: Studies) -> Finding:
     table, found = compared([(study, arm, TWIN) for arm in [*arms, f"{POST_NORM}{TWIN}"]])
     apart = dict(zip(arms, found, strict=False))
     half = [apart[arm] for arm in ("whole layers, 50 %", "every other layer")]
-    within = [arm for arm, each in apart.items() if each.mean >= -RECALL_APART]
+    within = [arm for arm, each in apart.items() if each.within(RECALL_APART)]
+    can = study.table[TWIN]["accuracy"]["mean"] >= RECALLS
     return Finding(
-        HOLDS if min(each.mean for each in half) >= -RECALL_APART else FAILS,
+        _as_good(half, RECALL_APART) if can else OPEN,
         [
             f"At half of the attention accuracy differs by {' and '.join(map(str, half))}. Within "
-            f"{100 * RECALL_APART:.0f} points of full attention ({shown(study, TWIN)} %): {', '.join(within)}. "
-            f"Full attention with post-norm against it: {found[-1]}."
+            f"{100 * RECALL_APART:.0f} points of full attention ({shown(study, TWIN)} %): "
+            f"{', '.join(within) or 'none'}. Full attention with post-norm against it: {found[-1]}."
         ],
         table,
     )
@@ -440,7 +450,8 @@ CLAIMS = (
     Claim(
         "Control: as many FLOPs, not as many tokens",
         "Routing is worth its FLOPs.",
-        "Full attention trained for fewer steps, so that it executes the training FLOPs of the routed model.",
+        "Full attention trained for fewer steps, so that it executes the training FLOPs of the routed model; those of "
+        "calibrating the thresholds, some three per cent more, not counted.",
         ("controls",),
         equal_flops,
         "Longer sequences, where the same share of attention saves more.",
@@ -471,9 +482,10 @@ CLAIMS = (
     ),
     Claim(
         "Ours: full attention's quality at half of its attention",
-        "No loss of perplexity at half of the attention FLOPs, on text of the kind it was trained on and on another.",
-        "Fewer layers that attend, and within a layer fewer tokens, against full attention; all with a short "
-        "convolution, each at its own learning rate.",
+        "At most one per cent of perplexity for half of the attention FLOPs, on text of the kind it was trained on and "
+        "on another, pre-norm and post-norm.",
+        "Attention in the upper half of the layers, and smaller budgets by layer and by token, against full attention; "
+        "all with a short convolution, each at its own learning rate.",
         ("budgets",),
         half_of_the_attention,
         "More tokens and longer texts: models of this size, trained for this long, have little to lose without it.",
@@ -481,7 +493,7 @@ CLAIMS = (
     Claim(
         "Ours: a router that is fitted to what attention gains",
         "The same attention is worth more at the tokens that the router `benefit` picks than at random ones.",
-        "The same layers with the same share of the tokens routed to attention, by four routers.",
+        "The same layers with the same share of the tokens routed to attention, by four routers, at three budgets.",
         ("budgets",),
         who_gets_it,
         "Layers whose benefit no linear score of the token tells.",

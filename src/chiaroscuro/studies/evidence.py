@@ -1,7 +1,9 @@
-"""What a finished study says: arms compared seed by seed, and where the tokens of an arm went.
+"""What a finished study says: arms compared over their seeds, and where the tokens of an arm went.
 
-An interval is the 95 % confidence interval of the mean of the differences between runs of the same seed, by Student's
-t distribution.
+Three seeds of one arm say little of how much seeds scatter, and those of all arms of a study together say enough: an
+interval is Student's, at 95 %, of the difference of two means over seeds with the pooled variance of the study. Arms
+that scatter far more than the others have their own. Runs of the same seed are not taken as pairs, since they turned
+out to have nothing in common.
 """
 
 import math
@@ -17,6 +19,8 @@ from chiaroscuro.studies.table import Row, best_runs, rows
 
 # The 97.5th percentile of Student's t for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+NORMAL = 1.95996  # the same of the normal distribution
+SCATTERS = 10.0  # times the variance of the other arms: of F(2, 20), the thousandth that lies above
 
 
 @dataclass(frozen=True)
@@ -39,23 +43,16 @@ def finished(study: Study, folder: Path) -> Finished:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much an arm differs from another: the mean over seeds, and half the width of its 95 % interval.
+    """How much an arm differs from another, and the ends of the 95 % interval.
 
     For language models a ratio of perplexities less one; for classifiers accuracy less accuracy. `better` and `worse`
     are clear when the interval does not reach zero.
     """
 
     mean: float
-    half_width: float
+    low: float
+    high: float
     is_accuracy: bool
-
-    @property
-    def low(self) -> float:
-        return self.mean - self.half_width
-
-    @property
-    def high(self) -> float:
-        return self.mean + self.half_width
 
     @property
     def better(self) -> bool:
@@ -65,21 +62,60 @@ class Difference:
     def worse(self) -> bool:
         return self.high < 0 if self.is_accuracy else self.low > 0
 
+    def within(self, margin: float) -> bool | None:
+        """Whether the arm is worse by no more than `margin`; None where the interval holds both."""
+        best, worst = (-self.high, -self.low) if self.is_accuracy else (self.low, self.high)
+        return True if worst <= margin else False if best > margin else None
+
     def __str__(self) -> str:
         name = "points" if self.is_accuracy else "%"
         return f"{100 * self.mean:+.1f} {name} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def difference(study: Finished, arm: str, other: str, text: str | None = None) -> Difference:
-    """`arm` less `other`, seed by seed, on the test split or on a further text."""
-    ours, theirs = (study.table[each] if text is None else study.table[each]["texts"][text] for each in (arm, other))
-    is_accuracy = "accuracy" in ours
-    measure = "accuracy" if is_accuracy else "loss"
-    pairs = zip(ours[measure]["values"], theirs[measure]["values"], strict=True)
+def difference(study: Finished, pairs: list[tuple[str, str]], text: str | None = None) -> Difference:
+    """The first arm of a pair less the second, on the test split or on a further text; of several pairs, no arm of
+    which is in two of them, the mean. Of an arm with a run that diverged nothing is known: its interval has no ends."""
+    is_accuracy = "accuracy" in study.table[pairs[0][0]]
+    values = {arm: _values(row, text, is_accuracy) for arm, row in study.table.items()}
+    variances = _variances(values)
+    arms = [arm for pair in pairs for arm in pair]
     # The loss is the logarithm of the perplexity, so the exponential of a difference is a ratio of perplexities.
-    differences = [mine - others if is_accuracy else math.expm1(mine - others) for mine, others in pairs]
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return Difference(statistics.mean(differences), STUDENT[len(differences) - 2] * error, is_accuracy)
+    scale = float if is_accuracy else math.expm1
+    mean = statistics.mean(statistics.mean(values[arm]) - statistics.mean(values[other]) for arm, other in pairs)
+    if any("diverged" in study.table[arm] for arm in arms):
+        return Difference(scale(mean), -math.inf, math.inf, is_accuracy)
+    error = math.sqrt(sum(variances[arm][0] / len(values[arm]) for arm in arms)) / len(pairs)
+    reach = _student(min(variances[arm][1] for arm in arms)) * error
+    return Difference(scale(mean), scale(mean - reach), scale(mean + reach), is_accuracy)
+
+
+def _values(row: Row, text: str | None, is_accuracy: bool) -> list[float]:
+    found: list[float] = (row if text is None else row["texts"][text])["accuracy" if is_accuracy else "loss"]["values"]
+    return found
+
+
+def _variances(values: dict[str, list[float]]) -> dict[str, tuple[float, int]]:
+    """Per arm the variance over seeds and its degrees of freedom, pooled but for the arms that scatter."""
+    own = {arm: (statistics.variance(each), len(each) - 1) for arm, each in values.items() if len(each) > 1}
+    steady = sorted(own, key=lambda arm: own[arm][0])
+    while len(steady) > 2 and own[steady[-1]][0] > SCATTERS * _pooled(own, steady[:-1])[0]:
+        steady.pop()
+    pooled = _pooled(own, steady)
+    return dict.fromkeys(values, pooled) | {arm: own[arm] for arm in own if arm not in steady}
+
+
+def _pooled(own: dict[str, tuple[float, int]], arms: list[str]) -> tuple[float, int]:
+    freedom = sum(own[arm][1] for arm in arms)
+    return sum(own[arm][0] * own[arm][1] for arm in arms) / freedom, freedom
+
+
+def _student(freedom: int) -> float:
+    """The 97.5th percentile; beyond the table by its expansion about the normal distribution's."""
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    z = NORMAL
+    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
 def final_shares(study: Finished, arm: str) -> dict[str, dict[str, list[float]]]:

@@ -12,15 +12,17 @@ FLOPS = (*RATIOS, "training_flops")
 
 
 def best_runs(study: Study, results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Per arm the results at its best learning rate, one for each seed."""
+    """Per arm the results at its best learning rate, one for each seed with which it did not diverge."""
     best = study.best_rates(results)
     runs = [run for run in study.search() if run.learning_rate == best[run.arm]] + study.repetitions(best)
-    return {arm.name: [results[run.name] for run in runs if run.arm == arm.name] for arm in study.arms}
+    found = {arm.name: [results[run.name] for run in runs if run.arm == arm.name] for arm in study.arms}
+    return {arm: [result for result in own if "diverged" not in result] for arm, own in found.items()}
 
 
 def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
     """Per arm: the best learning rate, the measures of the test split and of further texts, the FLOPs ratios, and the
-    FLOPs executed in training to those of full attention over the plan's steps, each as mean and deviation.
+    FLOPs executed in training to those of full attention over the plan's steps, each as mean and deviation. Of an arm
+    that diverged with some seeds these are of the others, and `diverged` says how many.
 
     Times are left out: they depend on what else the machine was doing.
     """
@@ -28,6 +30,8 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
     table = []
     for arm, own in best_runs(study, results).items():
         row: Row = {"arm": arm, "learning_rate": best[arm], "seeds": len(own)}
+        if len(own) < len(study.seeds):
+            row["diverged"] = len(study.seeds) - len(own)
         for measure in ("loss", "perplexity", "bits_per_byte", "accuracy"):
             if own[0][measure] is not None:
                 row[measure] = _spread([result[measure] for result in own])
@@ -69,7 +73,8 @@ def markdown(study: Study, table: list[Row]) -> str:
     ]
     body = []
     for row in table:
-        cells = [row["arm"], f"{row['learning_rate']:g}", *(_shown(row[name], 3) for name in measures)]
+        arm = f"{row['arm']} ({row['diverged']} diverged)" if "diverged" in row else row["arm"]
+        cells = [arm, f"{row['learning_rate']:g}", *(_shown(row[name], 3) for name in measures)]
         cells += [_shown(row["texts"][text]["perplexity"], 3) for text in texts]
         cells += [_shown(row[name], 3) for name in FLOPS]
         body.append([*cells, f"{row['parameters']:,}"])
