@@ -129,15 +129,15 @@ def test_sparse_dispatch_leaves_the_other_tokens_alone():
 
 
 @pytest.mark.parametrize("router", ["learned", "benefit", "random", "interleaved"])
-def test_entropies_that_nobody_reads_are_not_computed(router, monkeypatch):
-    mixer = RoutedMixer({"dct": DCTMixer(D), "attention": AttentionMixer(D, 2)}, router_class(router)(D, 2))
-    x = torch.randn(2, 20, D)
-    traced, routing = mixer.eval()(x, Context(traced=True))
-    torch.testing.assert_close(routing.entropy_BT, spectral_entropy(x))
-    monkeypatch.delattr(importlib.import_module("chiaroscuro.routing.dispatch"), "packed_dct_and_entropy")
-    untraced, routing = mixer(x)
-    torch.testing.assert_close(untraced, traced)
-    assert routing.entropy_BT is None
+def test_entropies_that_no_router_reads_are_computed_when_somebody_asks(router, monkeypatch):
+    model, input_ids = tiny_model(router=router), ids(2, 20)
+    seen = []
+    model.model.layers[1].mixer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with monkeypatch.context() as patch:
+        patch.delattr(importlib.import_module("chiaroscuro.routing.dispatch"), "packed_dct_and_entropy")
+        trace, *_ = model(input_ids, output_routing=True).routing
+    torch.testing.assert_close(trace.entropy, spectral_entropy(seen[0]))
+    assert not trace.entropy.requires_grad
 
 
 def test_the_parts_work_alone_and_soft_gates_blend_by_definition():

@@ -31,7 +31,7 @@ class Context:
         entries. None: nothing precedes these tokens and nothing need be kept.
     cache: a cache of transformers instead, for operators made of its modules.
     attentions: where attention puts its weights (B, N, T, K), when somebody wants to see them.
-    traced: whether somebody wants to know where the tokens go, and their entropies with it.
+    traced: whether somebody wants to know where the tokens go.
     """
 
     positions_BT: Tensor | None = None

@@ -12,8 +12,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from chiaroscuro.mixers import NO_CONTEXT, Context, FeedForward, Flops, Mixer, ShortConvolution, Work, mixer_class
 from chiaroscuro.modeling.configuration import ChiarConfig
-from chiaroscuro.ops import Chosen
+from chiaroscuro.ops import Chosen, spectral_entropy
 from chiaroscuro.ops.dct import by_matrix
+from chiaroscuro.ops.once import once
 from chiaroscuro.routing import (
     BudgetRouter,
     RoutedMixer,
@@ -30,15 +31,25 @@ from chiaroscuro.routing import (
 class RoutingTrace:
     """Where the tokens of one layer went.
 
-    layer: its index. operators: their names. entropy (B, T): spectral entropy of each token as the layer saw it.
-    choice (B, T): index into `operators`. gates (B, T, O): weights of the operators' outputs, zero at padding.
+    layer: its index. operators: their names. choice (B, T): index into `operators`. gates (B, T, O): weights of the
+    operators' outputs, zero at padding. seen (B, T, D): the tokens as the layer saw them. entropy_read (B, T): their
+    spectral entropy, where the router read it.
     """
 
     layer: int
     operators: tuple[str, ...]
-    entropy: Tensor
     choice: Tensor
     gates: Tensor
+    seen: Tensor
+    entropy_read: Tensor | None
+    entropy_dc_weight: float
+
+    @once
+    def entropy(self) -> Tensor:
+        """Spectral entropy of each token as the layer saw it, (B, T)."""
+        if self.entropy_read is not None:
+            return self.entropy_read
+        return spectral_entropy(self.seen.detach(), self.entropy_dc_weight)
 
     def shares(self) -> dict[str, float]:
         """Mean gate of each operator over the tokens that are not padding."""
@@ -116,7 +127,8 @@ class ChiarLayer(GradientCheckpointingLayer):
         if self.short_convolution is not None:
             state = None if states is None else states["short_convolution"]
             hidden_BTD = self.short_convolution(hidden_BTD, replace(context, state=state))
-        mixed, routing = self.mixer(self.mixer_norm(hidden_BTD), context, states=states)
+        seen_BTD = self.mixer_norm(hidden_BTD)
+        mixed, routing = self.mixer(seen_BTD, context, states=states)
         if self.pre_norm:
             hidden_BTD = hidden_BTD + self.dropout(mixed)
             hidden_BTD = hidden_BTD + self.dropout(self._feed_forward(self.feed_forward_norm(hidden_BTD), routing))
@@ -126,8 +138,15 @@ class ChiarLayer(GradientCheckpointingLayer):
             hidden_BTD = torch.lerp(before_BTD, hidden_BTD, meta_gate)
         if routing is None or not context.traced:
             return hidden_BTD, None
-        assert routing.entropy_BT is not None
-        trace = RoutingTrace(self.index, self.mixer.operators, routing.entropy_BT, routing.choice_BT, routing.gates_BTO)
+        trace = RoutingTrace(
+            self.index,
+            self.mixer.operators,
+            routing.choice_BT,
+            routing.gates_BTO,
+            seen_BTD,
+            routing.entropy_BT,
+            self.mixer.entropy_dc_weight,
+        )
         return hidden_BTD, trace
 
     def _feed_forward(self, x_BTD: Tensor, routing: Routing | None) -> Tensor:

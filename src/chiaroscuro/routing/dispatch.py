@@ -24,8 +24,8 @@ class Routing:
 
     gates_BTO: weight of each operator's output, zero at padding. choice_BT: index of the operator with the largest
         gate. weighted: whether gates may be other than zero and one, or want a gradient.
-    entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTP: their DCT, packed. Both None where neither
-        the router reads the entropy nor somebody else wants it (`Context.traced`).
+    entropy_BT: spectral entropy of the tokens the layer saw. spectrum_BTP: their DCT, packed. Both None where the
+        router does not read the entropy.
     valid_BT: which tokens are not padding; None: all. hard: whether the operators with a gate of zero need not be run
         for a token.
     """
@@ -145,7 +145,7 @@ class RoutedMixer(nn.Module):
         uses again."""
         assert self.router is not None
         spectrum_BTP, entropy_BT = None, None
-        if self.router.reads_entropy or context.traced:
+        if self.router.reads_entropy:
             spectrum_BTP, entropy_BT = packed_dct_and_entropy(x_BTD, self.entropy_dc_weight)
             if not self.router.learned:
                 entropy_BT = entropy_BT.detach()
