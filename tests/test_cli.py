@@ -126,6 +126,8 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["train", "--task", "recall", "--data", "absent.txt"], "task 'recall' is generated and takes no data"),
+        (["train", "--mix", "listops_flat=absent"], "task 'listops_flat' is generated and takes no data"),
         (["train", "--recipe", "chair"], "unknown recipe 'chair'; known recipes: chiar, full_attention"),
         (
             ["train", "--task", "juggling"],

@@ -64,7 +64,7 @@ def word_classes(by_class: Mapping[str, Mapping[str, float]], layer: int) -> Tab
 def thresholds(layers: "Sequence[Calibration]", noise: float) -> Table:
     """Thresholds of each layer, beside the entropy of white noise."""
     title = f"white noise: entropy {noise:.4f}"
-    table = Table("layer", "tau_low", "tau_high", "mean entropy", "deviation", title=title)
+    table = Table("layer", "tau_low", "tau_high", "mean score", "deviation", title=title)
     for layer in layers:
         numbers = (layer.low, layer.high, layer.mean, layer.deviation)
         table.add_row(str(layer.layer + 1), *(f"{number:.4f}" for number in numbers))

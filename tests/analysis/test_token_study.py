@@ -8,6 +8,7 @@ from chiaroscuro import ChiarConfig, ChiarForCausalLM
 from chiaroscuro.analysis import Sample, study_tokens, word_classes
 from chiaroscuro.analysis.tokens import _benefits, _best, _correlation, _losses, _mean, _picked_linearly
 from chiaroscuro.routing import forced
+from chiaroscuro.studies.table import with_error
 
 T, VOCAB = 24, 50
 
@@ -118,6 +119,13 @@ def test_the_rank_correlation_and_its_error():
     assert found["value"] == pytest.approx(np.corrcoef(ranks_a, ranks_b)[0, 1], abs=1e-9)
     assert found["error"] == pytest.approx((1 - found["value"] ** 2) / 1000**0.5, rel=0.3)
     assert _correlation(a, np.exp(a))["value"] == pytest.approx(1.0)
+
+
+def test_of_no_tokens_there_is_no_mean():
+    assert _mean(np.full((4, 5), np.nan)) == {"value": None, "error": None}
+    assert with_error(_mean(np.full((4, 5), np.nan)), 3) == "–"
+    assert with_error(_mean(np.full((4, 5), 0.5)), 3) == "+0.500 ± 0.000"
+    assert _correlation(np.zeros((4, 5)), np.arange(20.0).reshape(4, 5)) == {"value": None, "error": None}
 
 
 def test_the_error_of_a_mean_is_over_windows():

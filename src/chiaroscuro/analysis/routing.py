@@ -95,7 +95,7 @@ def route_text(
     """Run `model` on `text` and read off the routing. Raises ValueError for text without tokens or longer than the
     model takes.
 
-    share: send that part of these tokens, those of the highest entropy, to the last operator of each layer that decides
+    share: send that part of these tokens, those of the highest score, to the last operator of each layer that decides
     by thresholds, instead of what it was calibrated to. force: overrule single choices, in this order.
     """
     encoded = tokenizer(text, return_offsets_mapping=True)

@@ -9,6 +9,7 @@ many such pairs, is what attention at that token is worth while half of the othe
 Shapes: B windows, T tokens of a window, P pairs of interventions.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -173,7 +174,7 @@ def _grouped(measured: dict[str, np.ndarray], group: np.ndarray, names: Iterable
     }
 
 
-def _best(benefit_PBT: np.ndarray, share: float) -> dict[str, float]:
+def _best(benefit_PBT: np.ndarray, share: float) -> dict[str, float | None]:
     """The mean benefit of the tokens, as many as the router sends, that attention helps most.
 
     They are picked by one half of the pairs and judged by the other, since those picked by luck do not help again.
@@ -183,7 +184,7 @@ def _best(benefit_PBT: np.ndarray, share: float) -> dict[str, float]:
     return _mean(np.where(picks > np.quantile(picks, 1 - share), judged, np.nan))
 
 
-def _picked_linearly(x_BTD: np.ndarray, benefit_BT: np.ndarray, share: float) -> dict[str, float]:
+def _picked_linearly(x_BTD: np.ndarray, benefit_BT: np.ndarray, share: float) -> dict[str, float | None]:
     """The mean benefit of the tokens that a linear score picks, as many as the router sends: what a router that is no
     more than that could find.
 
@@ -199,12 +200,17 @@ def _picked_linearly(x_BTD: np.ndarray, benefit_BT: np.ndarray, share: float) ->
     return _mean(np.where(picked_BT, benefit_BT, np.nan))
 
 
-def _mean(values_BT: np.ndarray) -> dict[str, float]:
+def _mean(values_BT: np.ndarray) -> dict[str, float | None]:
     """The mean of what is not NaN, and its standard error over windows."""
-    return _resampled(lambda rows: float(np.nanmean(values_BT[rows])), len(values_BT))
+
+    def mean(rows: np.ndarray) -> float:
+        kept = values_BT[rows][~np.isnan(values_BT[rows])]
+        return float(kept.mean()) if kept.size else math.nan
+
+    return _resampled(mean, len(values_BT))
 
 
-def _correlation(a_BT: np.ndarray, b_BT: np.ndarray) -> dict[str, float]:
+def _correlation(a_BT: np.ndarray, b_BT: np.ndarray) -> dict[str, float | None]:
     """Spearman's rank correlation, and its standard error over windows."""
     a, b = (_ranks(values) for values in (a_BT, b_BT))
     return _resampled(lambda rows: float(np.corrcoef(a[rows].ravel(), b[rows].ravel())[0, 1]), len(a))
@@ -217,8 +223,13 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return ((last - (counts + 1) / 2)[index]).reshape(values.shape)
 
 
-def _resampled(figure: Callable[[np.ndarray], float], windows: int) -> dict[str, float]:
-    """A figure of the windows, and its standard deviation over samples of as many of them with replacement."""
+def _resampled(figure: Callable[[np.ndarray], float], windows: int) -> dict[str, float | None]:
+    """A figure of the windows, and its standard deviation over samples of as many of them with replacement; None for
+    both where there is no such figure, as of the tokens that go nowhere."""
     random = np.random.default_rng(0)
-    others = [figure(random.integers(windows, size=windows)) for _ in range(RESAMPLES)]
-    return {"value": figure(np.arange(windows)), "error": float(np.std(others))}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = figure(np.arange(windows))
+        if math.isnan(value):
+            return {"value": None, "error": None}
+        others = [figure(random.integers(windows, size=windows)) for _ in range(RESAMPLES)]
+    return {"value": value, "error": float(np.nanstd(others))}

@@ -104,7 +104,7 @@ def curve(shelf: Shelf, name: str, text: str) -> Figure:
         raise ValueError("no layer of this model decides by thresholds, so there is no curve")
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*points, strict=True), "o-", color="#1F2A44", label="highest entropy first")
+    axes.plot(*zip(*points, strict=True), "o-", color="#1F2A44", label="highest score first")
     for share, (x, y) in zip(CURVE, points, strict=True):
         axes.annotate(f"{100 * share:g}%", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
     axes.plot(*_place(calibrated), "D", color="#C2410C", label="as calibrated")

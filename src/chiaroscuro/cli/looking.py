@@ -49,12 +49,13 @@ def tokens(
 
     from chiaroscuro import ChiarForCausalLM, analysis
     from chiaroscuro.progress import tracked
+    from chiaroscuro.studies.table import with_error
     from chiaroscuro.training import LanguageModelling, task_of, versions, write_json
 
     loaded = load(run)
     task = task_of(loaded, data)
     if not isinstance(loaded.model, ChiarForCausalLM) or not isinstance(task, LanguageModelling):
-        raise ValueError(f"{run} holds a classifier; tokens needs a language model")
+        raise ValueError(f"{run} was trained on task {task.plan.task!r}; tokens needs a model of text")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     test = task.windows["test"]
@@ -77,7 +78,7 @@ def tokens(
     for layer, figures in found["layers"].items():
         console.print(tables.word_classes(figures["by_class"], int(layer)))
         for name, figure in (figures["rank_correlation"] | figures["benefit"]).items():
-            print(f"{name.replace('_', ' ')}: {figure['value']:+.4f} ± {figure['error']:.4f}")
+            print(f"{name.replace('_', ' ')}: {with_error(figure, 4)}")
 
 
 @app.command(epilog="Example: chiaroscuro plot runs/mine")

@@ -69,10 +69,14 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model and leave a run folder."""
+    from chiaroscuro.data import check_source
     from chiaroscuro.training import TrainingPlan, prepare, ranks, started_plan, train
 
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on in")
+    check_source(task, data)
+    for name, source in sources(mix).items():
+        check_source(name, source)
     plan = TrainingPlan(
         recipe=recipe,
         task=task,

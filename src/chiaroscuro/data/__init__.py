@@ -1,7 +1,15 @@
 """Corpora, tokenizers, labelled sequences, and encoded text on disk."""
 
 from chiaroscuro.data.corpus import SPLITS, Corpus, load_corpus, load_test_text, read_text
-from chiaroscuro.data.labelled import TASKS, LabelledData, LabelledSequences, generate_listops, load_labelled, pad_batch
+from chiaroscuro.data.labelled import (
+    TASKS,
+    LabelledData,
+    LabelledSequences,
+    check_source,
+    generate_listops,
+    load_labelled,
+    pad_batch,
+)
 from chiaroscuro.data.recall import RecallExamples, generate_recall
 from chiaroscuro.data.tokenizer import load_tokenizer, token_bytes, train_tokenizer
 from chiaroscuro.data.tokens import TokenWindows, cache_folder, encode
@@ -16,6 +24,7 @@ __all__ = [
     "TokenWindows",
     "cache_folder",
     "encode",
+    "check_source",
     "generate_listops",
     "generate_recall",
     "load_corpus",

@@ -23,6 +23,7 @@ from chiaroscuro.data.tokenizer import END_OF_TEXT, symbol_tokenizer, train_toke
 from chiaroscuro.data.tokens import cached_array, encode
 
 TASKS = ("imdb", "listops", "listops_flat")
+GENERATED = ("recall", "listops", "listops_flat")
 LISTOPS_SIZES = {"train": 96_000, "validation": 2_000, "test": 2_000}
 
 
@@ -54,6 +55,12 @@ def load_labelled(
         data = generate_listops(task, LISTOPS_SIZES)
         return data if tokenizer is None else _in_words(data, tokenizer)
     raise ValueError(f"unknown task {task!r}; known tasks: lm, recall, {', '.join(TASKS)}")
+
+
+def check_source(task: str, source: str | None) -> None:
+    """Raises ValueError for data given to a task that is generated."""
+    if task in GENERATED and source not in (None, task):
+        raise ValueError(f"task {task!r} is generated and takes no data, but {source!r} was given")
 
 
 def generate_listops(task: str, sizes: dict[str, int], seed: int = 0) -> LabelledData:

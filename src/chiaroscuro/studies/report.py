@@ -11,7 +11,7 @@ from chiaroscuro.studies.clock import clock
 from chiaroscuro.studies.evidence import Finished, finished
 from chiaroscuro.studies.runner import Unfinished
 from chiaroscuro.studies.study import Study
-from chiaroscuro.studies.table import page_table
+from chiaroscuro.studies.table import page_table, with_error
 
 HEAD = """# What holds
 
@@ -90,7 +90,7 @@ def _tokens(path: Path, folder: Path) -> str:
     table = [head]
     for layer, figures in found["layers"].items():
         values = [*figures["benefit"].values(), *figures["rank_correlation"].values()]
-        table.append([str(int(layer) + 1), *(f"{value['value']:+.3f} ± {value['error']:.3f}" for value in values)])
+        table.append([str(int(layer) + 1), *(with_error(value, 3) for value in values)])
     return "\n".join([*lines, page_table([list(column) for column in zip(*table, strict=True)])])
 
 

@@ -87,6 +87,11 @@ def page_table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:], ""])
 
 
+def with_error(figure: dict[str, float | None], digits: int) -> str:
+    """A figure and its error, or a dash where there is none."""
+    return "–" if figure["value"] is None else f"{figure['value']:+.{digits}f} ± {figure['error']:.{digits}f}"
+
+
 def _spread(values: list[float]) -> dict[str, Any]:
     """`values` in the order of the seeds, their mean and standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0

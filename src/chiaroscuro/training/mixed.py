@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from chiaroscuro.data import pad_batch
+from chiaroscuro.data import check_source, pad_batch
 from chiaroscuro.evaluation import Evaluation
 from chiaroscuro.modeling import ChiarConfig, ChiarForMixedTasks
 from chiaroscuro.training.folder import RESULTS, Run
@@ -94,11 +94,12 @@ def prepare(plan: TrainingPlan) -> Task:
 
 def task_of(run: Run, data: str | None = None) -> Task:
     """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data. Raises
-    ValueError when neither is known."""
+    ValueError when neither is known, and for other data of a task that is generated."""
     longest = min(TrainingPlan.seq_len, run.model.config.max_position_embeddings)
     made_by = run.results.get("plan")
     plan = {"recipe": run.model.config.recipe, "seq_len": longest} | (made_by if isinstance(made_by, dict) else {})
     if data is None and "data" not in plan:
         raise ValueError(f"{run.folder / RESULTS} does not say what the run was trained on: give --data")
+    check_source(str(plan.get("task", "lm")), data)
     plan |= {"tokenizer": str(run.folder), "test_on": {}} | ({"data": data} if data else {})
     return prepare(TrainingPlan.read(plan, run.folder / RESULTS))

@@ -66,7 +66,7 @@ class Task(ABC, Generic[W]):
 
     @abstractmethod
     def by_chance(self) -> tuple[str, float]:
-        """What can be had on the test split without looking at the input, in words and as a number."""
+        """What can be had on the test split without a model, in words and as a number."""
 
     def trainer(self, **arguments: Any) -> RoutingTrainer:
         """What trains a model for the task; `arguments` as transformers' Trainer takes them."""
