@@ -9,7 +9,7 @@ from tests.helpers import VOCAB, ids, tiny_model
 from chiaroscuro.mixers import RBFMixer
 from chiaroscuro.ops import NotFinite, spectral_entropy
 from chiaroscuro.routing import ThresholdRouter, calibrate
-from chiaroscuro.routing.calibration import between
+from chiaroscuro.routing.thresholds import between
 
 
 def seen_entropies(model, input_ids):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from chiaroscuro.flops import executed_forward_flops
-from chiaroscuro.routing import RoutedMixer, Routing, starving, utilisation
+from chiaroscuro.routing import RoutedMixer, Routing, ThresholdRouter, starving, utilisation
 
 ROWS, TOKENS = 3, 40  # what the checks that take a gradient per token look at
 SAME = 1e-6  # in standard deviations of the outputs; the models are run in float64, some round to float32 on their way
@@ -208,7 +208,7 @@ def _thresholds_fit(model: nn.Module, ids_BT: Tensor) -> Verdict:
                 share - quantile
             )
 
-    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if hasattr(m, "set_thresholds")]
+    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, ThresholdRouter)]
     _outputs(model, input_ids=ids_BT)
     for hook in hooks:
         hook.remove()

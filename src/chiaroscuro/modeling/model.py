@@ -179,8 +179,8 @@ class ChiarModel(ChiarPreTrainedModel):
         """Forward FLOPs of the body, by part (`chiaroscuro.mixers.Flops`), for sequences without padding.
 
         With the `routing` of a forward pass, those of that pass; without, the FLOPs expected when each operator of a
-        layer takes the same share of the tokens. With `past` tokens in a cache, those of `seq_len` further ones that
-        come one at a time, as in generation; `routing` is then that of all of them.
+        layer takes the share of the tokens that the router is to give it. With `past` tokens in a cache, those of
+        `seq_len` further ones that come one at a time, as in generation; `routing` is then that of all of them.
         """
         traces = {trace.layer: trace for trace in routing or ()}
         total = Flops()

@@ -1,6 +1,6 @@
 """Who goes where: routers, their calibration, the MetaRouter, collapse, and the dispatch of tokens to operators."""
 
-from chiaroscuro.routing.calibration import Calibration, calibrate, noise_thresholds
+from chiaroscuro.routing.calibration import Calibration, calibrate
 from chiaroscuro.routing.collapse import starving, utilisation, utilisation_entropy
 from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatch
 from chiaroscuro.routing.force import at_share, forced
@@ -10,10 +10,9 @@ from chiaroscuro.routing.router import (
     BudgetRouter,
     Router,
     ThresholdRouter,
-    check_share,
-    check_thresholds,
     router_class,
 )
+from chiaroscuro.routing.thresholds import check_share, check_thresholds, noise_thresholds
 
 __all__ = [
     "ROUTERS",

@@ -7,19 +7,15 @@ and move during training.
 Shapes: B batch, T tokens, D model channels.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from chiaroscuro.mixers import Mixer
-from chiaroscuro.ops import noise_entropy
-from chiaroscuro.ops.checks import require_finite
 from chiaroscuro.ops.evaluating import evaluating
-
-ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a score, from the order in which sums are taken
+from chiaroscuro.routing.router import ThresholdRouter
+from chiaroscuro.routing.thresholds import between
 
 
 @dataclass(frozen=True)
@@ -32,35 +28,6 @@ class Calibration:
     high: float
     mean: float
     deviation: float
-
-
-def noise_thresholds(D: int) -> tuple[float, float]:
-    """Where the thresholds start before calibration: the 33rd and 67th percentile of the entropy of D white-noise
-    channels, by the normal approximation with deviation 1 / (sqrt(D) ln D). The published thresholds, 0.855 and 0.865
-    at D = 256 and 0.8935 and 0.8973 at D = 1024, lie there too."""
-    spread = 0.43 / (math.sqrt(D) * math.log(D))
-    mean = noise_entropy(D)
-    return max(0.0, mean - spread), min(1.0, mean + spread)
-
-
-def between(score_N: Tensor, below: float) -> float:
-    """A threshold with a part `below` of the N scores under it, halfway between two neighbours: where the tokens that
-    are too many or too few, and those that rounding may move to the other side, are fewest together. So equal scores
-    stay together; where no layer before it mixes tokens, a router gives a token the same score wherever it stands.
-
-    Raises NotFinite for NaN or infinity among the scores, and ValueError when there are none.
-    """
-    if not len(score_N):
-        raise ValueError("no scores to put a threshold between")
-    require_finite("the score of a router", score_N)
-    score_N = score_N.double().sort().values
-    beyond = score_N[-1] - score_N[0] + 1
-    edges = torch.cat((score_N[:1] - beyond, score_N, score_N[-1:] + beyond))
-    places = (edges[:-1] + edges[1:]) / 2
-    moved = score_N.abs().max() * ROUNDING
-    unsure = torch.searchsorted(score_N, places + moved) - torch.searchsorted(score_N, places - moved)
-    amiss = (torch.arange(len(places), device=score_N.device) - below * len(score_N)).abs()
-    return float(places[(amiss + unsure).argmin()])
 
 
 def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) -> list[Calibration]:
@@ -83,7 +50,7 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     def fit(mixer: Any, args: tuple[Tensor, ...]) -> None:
         mixer.fit(args[0])
 
-    hooks = [m.register_forward_pre_hook(set_thresholds) for m in model.modules() if hasattr(m, "set_thresholds")]
+    hooks = [m.register_forward_pre_hook(set_thresholds) for m in model.modules() if isinstance(m, ThresholdRouter)]
     if fit_mixers:
         hooks += [m.register_forward_pre_hook(fit) for m in model.modules() if isinstance(m, Mixer)]
     try:

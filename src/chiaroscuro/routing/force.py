@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from chiaroscuro.routing.calibration import between
-from chiaroscuro.routing.router import Router, ThresholdRouter, check_share
+from chiaroscuro.routing.router import Router, ThresholdRouter
+from chiaroscuro.routing.thresholds import between, check_share
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.nn.functional import linear, one_hot
 from transformers import initialization as init
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
-from chiaroscuro.routing.calibration import noise_thresholds
+from chiaroscuro.routing.thresholds import check_share, check_thresholds, noise_thresholds
 
 
 class Router(nn.Module, ABC):
@@ -319,15 +319,3 @@ def router_class(name: str) -> type[Router]:
     if name not in ROUTERS:
         raise ValueError(f"unknown router {name!r}; known routers: {', '.join(sorted(ROUTERS))}")
     return ROUTERS[name]
-
-
-def check_share(share: float) -> None:
-    """Raises ValueError unless 0 <= share <= 1."""
-    if not isinstance(share, int | float) or isinstance(share, bool) or not 0.0 <= share <= 1.0:
-        raise ValueError(f"share must lie in [0, 1], got {share!r}")
-
-
-def check_thresholds(low: float, high: float) -> None:
-    """Raises ValueError unless low <= high. Values beyond all scores are allowed: they send every token one way."""
-    if not low <= high:
-        raise ValueError(f"thresholds must satisfy tau_low <= tau_high, got {low} and {high}")

@@ -1,0 +1,55 @@
+"""Where a score is parted: what thresholds may be, where they lie before there is data, and where among scores.
+
+Shapes: N scores.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from chiaroscuro.ops import noise_entropy
+from chiaroscuro.ops.checks import require_finite
+
+ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a score, from the order in which sums are taken
+
+
+def noise_thresholds(D: int) -> tuple[float, float]:
+    """Where the thresholds start before calibration: the 33rd and 67th percentile of the entropy of D white-noise
+    channels, by the normal approximation with deviation 1 / (sqrt(D) ln D). The published thresholds, 0.855 and 0.865
+    at D = 256 and 0.8935 and 0.8973 at D = 1024, lie there too."""
+    spread = 0.43 / (math.sqrt(D) * math.log(D))
+    mean = noise_entropy(D)
+    return max(0.0, mean - spread), min(1.0, mean + spread)
+
+
+def between(score_N: Tensor, below: float) -> float:
+    """A threshold with a part `below` of the N scores under it, halfway between two neighbours: where the tokens that
+    are too many or too few, and those that rounding may move to the other side, are fewest together. So equal scores
+    stay together; where no layer before it mixes tokens, a router gives a token the same score wherever it stands.
+
+    Raises NotFinite for NaN or infinity among the scores, and ValueError when there are none.
+    """
+    if not len(score_N):
+        raise ValueError("no scores to put a threshold between")
+    require_finite("the score of a router", score_N)
+    score_N = score_N.double().sort().values
+    beyond = score_N[-1] - score_N[0] + 1
+    edges = torch.cat((score_N[:1] - beyond, score_N, score_N[-1:] + beyond))
+    places = (edges[:-1] + edges[1:]) / 2
+    moved = score_N.abs().max() * ROUNDING
+    unsure = torch.searchsorted(score_N, places + moved) - torch.searchsorted(score_N, places - moved)
+    amiss = (torch.arange(len(places), device=score_N.device) - below * len(score_N)).abs()
+    return float(places[(amiss + unsure).argmin()])
+
+
+def check_share(share: float) -> None:
+    """Raises ValueError unless 0 <= share <= 1."""
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0.0 <= share <= 1.0:
+        raise ValueError(f"share must lie in [0, 1], got {share!r}")
+
+
+def check_thresholds(low: float, high: float) -> None:
+    """Raises ValueError unless low <= high. Values beyond all scores are allowed: they send every token one way."""
+    if not low <= high:
+        raise ValueError(f"thresholds must satisfy tau_low <= tau_high, got {low} and {high}")
