@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from chiaroscuro.studies import STUDIES, Study, markdown, report
-from chiaroscuro.studies.claims import CLAIMS, FAILS, HOLDS, OPEN
+from chiaroscuro.studies.claims import CLAIMS
 from chiaroscuro.studies.evidence import Difference, difference, finished
+from chiaroscuro.studies.findings import FAILS, HOLDS, OPEN
 from chiaroscuro.studies.runner import Unfinished
 
 LARGE = [study for study in STUDIES.values() if study.name != "smoke"]

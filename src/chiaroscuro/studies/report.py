@@ -16,11 +16,11 @@ from chiaroscuro.studies.table import page_table, with_error
 HEAD = """# What holds
 
 Made by `chiaroscuro report` from the files under `results/`; do not edit. Verdicts follow from the numbers by rules
-written in `src/chiaroscuro/studies/claims.py`. Perplexity and accuracy are those of test text that nothing was chosen
-by, mean ± standard deviation over seeds, each arm at its own best learning rate. Differences come with their 95 %
-intervals, from the variance over seeds of all arms of a study: of perplexity in per cent (lower is better), of accuracy
-in points. Models of two million parameters trained on three million tokens say what happens at that size, not at the
-published one.
+written in `src/chiaroscuro/studies/*findings.py`. Perplexity and accuracy are those of test text that nothing was
+chosen by, mean ± standard deviation over seeds, each arm at its own best learning rate. Differences come with their
+95 % intervals, from the variance over seeds of all arms of a study: of perplexity in per cent (lower is better), of
+accuracy in points. Models of two million parameters trained on three million tokens say what happens at that size, not
+at the published one.
 """
 
 

@@ -1,0 +1,64 @@
+"""What is found on a claim: a verdict, its reasons and a table, by rules that know only arms and their intervals.
+
+What is better or worse is so by an interval that does not reach zero, what is as good by one that lies within a margin;
+all else is not settled.
+"""
+
+from dataclasses import dataclass
+
+from chiaroscuro.studies.evidence import Difference, Finished, difference
+
+HOLDS, FAILS, WEAKER, OPEN = "holds", "fails", "holds in direction, not in size", "not settled"
+
+Studies = dict[str, Finished]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict, the sentences that give its reasons, and the lines of a table."""
+
+    verdict: str
+    reasons: list[str]
+    table: list[list[str]]
+
+
+def compared(
+    pairs: list[tuple[Finished, str, str]], text: str | None = None
+) -> tuple[list[list[str]], list[Difference]]:
+    """A table of arms against others, on the test split or on a further text, and the differences in it."""
+    is_accuracy = "accuracy" in pairs[0][0].table[pairs[0][1]]
+    measure = "accuracy" if is_accuracy else "perplexity"
+    table = [["study", "arm", measure, "against", measure, "difference"]]
+    differences = []
+    for study, arm, other in pairs:
+        differences.append(difference(study, [(arm, other)], text))
+        results = shown(study, arm, text), shown(study, other, text)
+        table.append([study.study.name, arm, results[0], other, results[1], str(differences[-1])])
+    return table, differences
+
+
+def shown(study: Finished, arm: str, text: str | None = None) -> str:
+    row = study.table[arm] if text is None else study.table[arm]["texts"][text]
+    if "accuracy" in row:
+        return f"{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['deviation']:.2f}"
+    return f"{row['perplexity']['mean']:.2f} ± {row['perplexity']['deviation']:.2f}"
+
+
+def gained(found: Difference, wanted_better: bool = True) -> str:
+    if found.better:
+        return HOLDS if wanted_better else FAILS
+    if found.worse:
+        return FAILS if wanted_better else HOLDS
+    return OPEN
+
+
+def in_both(pre: Difference, post: Difference) -> str:
+    """The verdict on a gain in both bodies."""
+    verdicts = gained(pre), gained(post)
+    return verdicts[0] if verdicts[0] == verdicts[1] else f"{verdicts[0]} with pre-norm; {verdicts[1]} with post-norm"
+
+
+def as_good(found: list[Difference], margin: float) -> str:
+    """Whether each is worse by no more than a margin."""
+    within = [each.within(margin) for each in found]
+    return FAILS if False in within else OPEN if None in within else HOLDS

@@ -1,0 +1,80 @@
+"""The rules by which our own claims are judged."""
+
+from chiaroscuro.studies.budgets import POST_NORM, TWIN
+from chiaroscuro.studies.evidence import difference
+from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown
+
+AS_GOOD = 0.01  # of perplexity
+RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twin that can do it at all
+
+
+def half_of_the_attention(studies: Studies) -> Finding:
+    study = studies["budgets"]
+    budgets = ("whole layers, 50 %", "whole layers, 25 %", "benefit, 37.5 %", "benefit, 25 %", "benefit, 12.5 %")
+    pairs = [(study, arm, TWIN) for arm in (*budgets, "no attention")]
+    pairs += [(study, f"{POST_NORM}{arm}", f"{POST_NORM}{TWIN}") for arm in budgets[:2]]
+    pairs += [(study, f"{POST_NORM}{TWIN}", TWIN)]
+    table, own = compared(pairs)
+    further, other = compared(pairs, "wikitext")
+    judged = [own[0], other[0], own[6], other[6]]
+    return Finding(
+        as_good(judged, AS_GOOD),
+        [
+            f"Attention in the upper half of the layers only, against all: {judged[0]}, and on WikiText's text "
+            f"{judged[1]}; with post-norm {judged[2]} and {judged[3]}. Without any attention: {own[5]} and {other[5]}, "
+            f"which is all that there was to lose. Post-norm itself changes full attention by {own[8]} and {other[8]}. "
+            "The second half of the table is WikiText's."
+        ],
+        table + further[1:],
+    )
+
+
+def who_gets_it(studies: Studies) -> Finding:
+    study = studies["budgets"]
+    routers, below_half = ("benefit", "entropy", "interleaved"), ("37.5 %", "25 %", "12.5 %")
+    pairs = {router: [(f"{router}, {budget}", f"random, {budget}") for budget in below_half] for router in routers}
+    table, _ = compared([(study, *pair) for router in routers for pair in pairs[router]])
+    found = {router: difference(study, pairs[router]) for router in routers}
+    told = "; ".join(f"{router} {each}" for router, each in found.items())
+    return Finding(
+        gained(found["benefit"]),
+        [f"Against random tokens of the same layers, the mean over {', '.join(below_half)} of the attention: {told}."],
+        table,
+    )
+
+
+def dct_for_nothing(studies: Studies) -> Finding:
+    study = studies["budgets"]
+    table, found = compared(
+        [
+            (study, "with the DCT, benefit, 25 %", "benefit, 25 %"),
+            (study, "with the DCT, entropy in the middle layers, 50 %", "whole layers, 50 %"),
+        ]
+    )
+    return Finding(
+        gained(found[0]),
+        [
+            f"With the DCT for the tokens that do not attend: {found[0]}. The paper's layers, half of their attention "
+            f"by entropy, against the upper half of the layers attending: {found[1]}."
+        ],
+        table,
+    )
+
+
+def recall(studies: Studies) -> Finding:
+    study = studies["recall"]
+    arms = [arm for arm in study.table if not arm.startswith(POST_NORM) and arm != TWIN]
+    table, found = compared([(study, arm, TWIN) for arm in [*arms, f"{POST_NORM}{TWIN}"]])
+    apart = dict(zip(arms, found, strict=False))
+    half = [apart[arm] for arm in ("whole layers, 50 %", "every other layer")]
+    within = [arm for arm, each in apart.items() if each.within(RECALL_APART)]
+    can = study.table[TWIN]["accuracy"]["mean"] >= RECALLS
+    return Finding(
+        as_good(half, RECALL_APART) if can else OPEN,
+        [
+            f"At half of the attention accuracy differs by {' and '.join(map(str, half))}. Within "
+            f"{100 * RECALL_APART:.0f} points of full attention ({shown(study, TWIN)} %): "
+            f"{', '.join(within) or 'none'}. Full attention with post-norm against it: {found[-1]}."
+        ],
+        table,
+    )
