@@ -74,8 +74,7 @@ def train(
 
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on in")
-    check_source(task, data)
-    for name, source in sources(mix).items():
+    for name, source in ({task: data} | sources(mix)).items():
         check_source(name, source)
     plan = TrainingPlan(
         recipe=recipe,

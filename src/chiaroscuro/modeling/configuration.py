@@ -208,6 +208,29 @@ class ChiarConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not _is_number(value) or not least <= value <= sys.float_info.max:
                 raise ValueError(f"{name} must be a number of at least {least:g}, got {value!r}")
+        self._check_layers()
+        self._check_router()
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} attention heads"
+            )
+        if self.position_embedding == "rotary" and self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"rotary positions need an even head size, got {self.hidden_size} / {self.num_attention_heads}"
+            )
+        for task, labels in _items(self.task_labels):
+            _check_size(f"task_labels[{task!r}]", labels, LONGEST)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            for token in value if isinstance(value, list) and name == "eos_token_id" else [value]:
+                if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+                    raise ValueError(f"{name} must be a token's id or none, got {value!r}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+    def _check_layers(self) -> None:
+        """The operators of each layer: known ones, and no more than the router takes."""
         assert self.layer_operators is not None
         if len(self.layer_operators) != self.num_hidden_layers:
             raise ValueError(
@@ -226,6 +249,10 @@ class ChiarConfig(PreTrainedConfig):
                 raise ValueError(
                     f"layer {layer} has {len(operators)} operators; router {self.router!r} takes at most {most}"
                 )
+
+    def _check_router(self) -> None:
+        """What the router can do with the other fields, its share and its thresholds."""
+        assert self.layer_operators is not None
         hard = router_class(self.router).hard
         if self.dispatch == "sparse" and not hard:
             raise ValueError(f"router {self.router!r} blends all operators, so dispatch must be 'auto' or 'dense'")
@@ -241,30 +268,12 @@ class ChiarConfig(PreTrainedConfig):
             most = max(map(len, self.layer_operators))
             if most > 2:
                 raise ValueError(f"routed_share parts the tokens between two operators, and a layer has {most}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} attention heads"
-            )
-        if self.position_embedding == "rotary" and self.hidden_size // self.num_attention_heads % 2:
-            raise ValueError(
-                f"rotary positions need an even head size, got {self.hidden_size} / {self.num_attention_heads}"
-            )
         if (self.tau_low is None) != (self.tau_high is None):
             raise ValueError("give both tau_low and tau_high, or neither")
         if self.tau_low is not None and self.tau_high is not None:
             if not _is_number(self.tau_low) or not _is_number(self.tau_high):
                 raise ValueError(f"tau_low and tau_high must be numbers, got {self.tau_low!r} and {self.tau_high!r}")
             check_thresholds(self.tau_low, self.tau_high)
-        for task, labels in _items(self.task_labels):
-            _check_size(f"task_labels[{task!r}]", labels, LONGEST)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            for token in value if isinstance(value, list) and name == "eos_token_id" else [value]:
-                if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
-                    raise ValueError(f"{name} must be a token's id or none, got {value!r}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
 def _check_size(name: str, value: Any, most: int = 2**63 - 1) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from chiaroscuro.modeling import read_json
 from chiaroscuro.studies.runner import Places, read_results
 from chiaroscuro.studies.study import Study
-from chiaroscuro.studies.table import Row, best_runs, rows
+from chiaroscuro.studies.table import Row, best_runs, measure_of, on_text, rows
 
 # The 97.5th percentile of Student's t for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -75,8 +75,9 @@ class Difference:
 def difference(study: Finished, pairs: list[tuple[str, str]], text: str | None = None) -> Difference:
     """The first arm of a pair less the second, on the test split or on a further text; of several pairs, no arm of
     which is in two of them, the mean. Of an arm with a run that diverged nothing is known: its interval has no ends."""
-    is_accuracy = "accuracy" in study.table[pairs[0][0]]
-    values = {arm: _values(row, text, is_accuracy) for arm, row in study.table.items()}
+    is_accuracy = measure_of(study.table[pairs[0][0]]) == "accuracy"
+    measure = "accuracy" if is_accuracy else "loss"
+    values = {arm: on_text(row, text)[measure]["values"] for arm, row in study.table.items()}
     variances = _variances(values)
     arms = [arm for pair in pairs for arm in pair]
     # The loss is the logarithm of the perplexity, so the exponential of a difference is a ratio of perplexities.
@@ -87,11 +88,6 @@ def difference(study: Finished, pairs: list[tuple[str, str]], text: str | None =
     error = math.sqrt(sum(variances[arm][0] / len(values[arm]) for arm in arms)) / len(pairs)
     reach = _student(min(variances[arm][1] for arm in arms)) * error
     return Difference(scale(mean), scale(mean - reach), scale(mean + reach), is_accuracy)
-
-
-def _values(row: Row, text: str | None, is_accuracy: bool) -> list[float]:
-    found: list[float] = (row if text is None else row["texts"][text])["accuracy" if is_accuracy else "loss"]["values"]
-    return found
 
 
 def _variances(values: dict[str, list[float]]) -> dict[str, tuple[float, int]]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from chiaroscuro.studies.study import Study
-from chiaroscuro.studies.table import Row, best_runs
+from chiaroscuro.studies.table import Row, best_runs, measure_of, on_text
 
 MARKERS = "osD^v<>PX*hd"
 
@@ -64,7 +64,7 @@ def _shares(own: dict[str, list[dict[str, Any]]]) -> Figure | None:
 
 def _cost(table: list[Row]) -> Figure:
     """What each arm reaches on the test split against the FLOPs it executes, with the deviation over seeds."""
-    measure = _measure(table)
+    measure = measure_of(table[0])
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     for index, row in enumerate(table):
@@ -81,16 +81,12 @@ def _cost(table: list[Row]) -> Figure:
     return figure
 
 
-def _measure(table: list[Row]) -> str:
-    return "accuracy" if "accuracy" in table[0] else "perplexity"
-
-
 def _budgets(study: Study, table: list[Row]) -> Figure | None:
     """What the arms of each curve reach against the attention that they spend, a panel for each text."""
     names = list(dict.fromkeys(curve for arm in study.arms for curve in arm.curves))
     if not names:
         return None
-    measure = _measure(table)
+    measure = measure_of(table[0])
     texts = [None, *table[0]["texts"]]
     figure = Figure(figsize=(7, 4 * len(texts)))
     panels: list[Axes] = list(figure.subplots(len(texts), 1, sharex=True, squeeze=False)[:, 0])
@@ -98,7 +94,7 @@ def _budgets(study: Study, table: list[Row]) -> Figure | None:
         for name, marker in zip(names, MARKERS, strict=False):
             points = [row for arm, row in zip(study.arms, table, strict=True) if name in arm.curves]
             points.sort(key=lambda row: row["attention_ratio"]["mean"])
-            reached = [(row if text is None else row["texts"][text])[measure] for row in points]
+            reached = [on_text(row, text)[measure] for row in points]
             axes.errorbar(
                 [row["attention_ratio"]["mean"] for row in points],
                 [each["mean"] for each in reached],

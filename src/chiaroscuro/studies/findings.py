@@ -7,6 +7,7 @@ all else is not settled.
 from dataclasses import dataclass
 
 from chiaroscuro.studies.evidence import Difference, Finished, difference
+from chiaroscuro.studies.table import measure_of, on_text
 
 HOLDS, FAILS, WEAKER, OPEN = "holds", "fails", "holds in direction, not in size", "not settled"
 
@@ -26,8 +27,7 @@ def compared(
     pairs: list[tuple[Finished, str, str]], text: str | None = None
 ) -> tuple[list[list[str]], list[Difference]]:
     """A table of arms against others, on the test split or on a further text, and the differences in it."""
-    is_accuracy = "accuracy" in pairs[0][0].table[pairs[0][1]]
-    measure = "accuracy" if is_accuracy else "perplexity"
+    measure = measure_of(pairs[0][0].table[pairs[0][1]])
     table = [["study", "arm", measure, "against", measure, "difference"]]
     differences = []
     for study, arm, other in pairs:
@@ -38,13 +38,15 @@ def compared(
 
 
 def shown(study: Finished, arm: str, text: str | None = None) -> str:
-    row = study.table[arm] if text is None else study.table[arm]["texts"][text]
-    if "accuracy" in row:
-        return f"{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['deviation']:.2f}"
-    return f"{row['perplexity']['mean']:.2f} ± {row['perplexity']['deviation']:.2f}"
+    """What an arm reaches, accuracy in per cent, with its deviation over seeds."""
+    row = on_text(study.table[arm], text)
+    measure = measure_of(row)
+    scale = 100 if measure == "accuracy" else 1
+    return f"{scale * row[measure]['mean']:.2f} ± {scale * row[measure]['deviation']:.2f}"
 
 
 def gained(found: Difference, wanted_better: bool = True) -> str:
+    """The verdict on a claim that an arm is better, or that it is worse."""
     if found.better:
         return HOLDS if wanted_better else FAILS
     if found.worse:

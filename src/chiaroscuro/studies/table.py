@@ -87,6 +87,17 @@ def page_table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:], ""])
 
 
+def measure_of(row: Row) -> str:
+    """What arms are compared by: accuracy, or the perplexity of language models."""
+    return "accuracy" if "accuracy" in row else "perplexity"
+
+
+def on_text(row: Row, text: str | None) -> Row:
+    """The measures of a row on a further text; None: on the test split."""
+    found: Row = row if text is None else row["texts"][text]
+    return found
+
+
 def with_error(figure: dict[str, float | None], digits: int) -> str:
     """A figure and its error, or a dash where there is none."""
     return "–" if figure["value"] is None else f"{figure['value']:+.{digits}f} ± {figure['error']:.{digits}f}"

@@ -62,6 +62,7 @@ class RoutingTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def diverged(self) -> Diverged:
+        """What to raise when numbers at this step are no longer finite."""
         step = min(self.state.global_step + 1, self.state.max_steps)
         return Diverged(
             f"training diverged at step {step} with a learning rate of up to "
