@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,9 @@ import pytest
 
 from chiaroscuro import studies
 from chiaroscuro.studies import STUDIES, Arm, Places, Study, draw, markdown, rows, run_study
-from chiaroscuro.training import TrainingPlan
+from chiaroscuro.studies.origin import code_digest, origin_of
+from chiaroscuro.studies.runner import Unfinished, read_results
+from chiaroscuro.training import TrainingPlan, prepare
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -109,8 +113,17 @@ def test_a_rate_that_diverged_is_not_chosen(study):
     for name in [name for name in results if "lr0.01" in name]:
         results[name] = {"diverged": "at step 3"}
     assert set(study.best_rates(results).values()) == {1e-3}
-    with pytest.raises(ValueError, match="'random' diverged at every learning rate"):
-        study.best_rates(results | {"random_lr0.001_seed0": {"diverged": "at step 1"}})
+    assert set(study.best_rates(results | {"random_lr0.001_seed0": {"diverged": "at step 1"}})) == {"full attention"}
+
+
+def test_an_arm_without_a_rate_does_not_keep_the_others_from_their_seeds(study, places):
+    lost = Arm("lost", "full_attention", plan={"weight_decay": 1e30})
+    study = replace(study, arms=(study.arms[0], lost), learning_rates=(1e-3,))
+    with pytest.raises(ValueError, match="lost diverged at every learning rate"):
+        run_study(study, places, processes=2)
+    assert (places.results / "runs" / "full-attention_lr0.001_seed1.json").exists()
+    with pytest.raises(Unfinished, match="3 of the 4 runs"):
+        read_results(study, places)
 
 
 def test_a_run_that_diverges_is_a_result(study, places):
@@ -148,9 +161,8 @@ run_study(study, places, 2)
 """
 
 
-def test_killed_half_way_and_started_again_it_gives_the_same_table(study, places, tmp_path):
-    import pickle
-
+@pytest.mark.parametrize("with_runs", [True, False])
+def test_killed_half_way_and_started_again_it_gives_the_same_table(study, places, tmp_path, with_runs):
     study = replace(study, plan=replace(study.plan, steps=30, save_every=5), learning_rates=(1e-3,))
     whole = run_study(study, places, processes=2)
     other = Places(Path("other_results"), Path("other_work"))
@@ -159,14 +171,15 @@ def test_killed_half_way_and_started_again_it_gives_the_same_table(study, places
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     # As soon as one run is done and another has a checkpoint, everything is killed at once.
     deadline = time.monotonic() + 120
-    while not (any(Path("other_results/runs").glob("*.json")) and any(Path("other_work").glob("*/checkpoints/*"))):
+    while not (any(Path("other_results/runs").glob("*.json")) and any(Path("other_work").glob("*/*/checkpoints/*"))):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    # Half of the time only the study itself is, and its runs go on beside those of the next.
+    os.killpg(process.pid, signal.SIGKILL) if with_runs else process.kill()
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in Path("other_results/runs").glob("*.json")}
-    assert 0 < len(done) < 4
+    assert 0 < len(done) < 4 or not with_runs
     resumed = run_study(study, other, processes=2)
     assert rows(study, resumed) == rows(study, whole)
     assert {path: path.stat().st_mtime_ns for path in done} == done
@@ -186,11 +199,63 @@ def test_results_of_other_code_data_or_plans_are_not_added_to(study, places, eng
     more = replace(small, seeds=(0, 1))
     assert len(run_study(more, places, 1)) == 2
     changed.write_text(english.read_text() * 2)
+    tokenizers = {path: path.read_bytes() for path in places.work.glob("*/tokenizer/*")}
     with pytest.raises(ValueError, match=r"results of other data, made by commit \w+"):
         run_study(moved, places, 1)
-    monkeypatch.setattr("chiaroscuro.studies.runner.code_digest", lambda: "changed")
+    assert {path: path.read_bytes() for path in places.work.glob("*/tokenizer/*")} == tokenizers
+    monkeypatch.setattr("chiaroscuro.studies.origin.code_digest", lambda: "changed")
     with pytest.raises(ValueError, match="results of other code, made by commit"):
         run_study(small, places, 1)
+
+
+def test_what_other_code_or_data_began_is_not_gone_on_with(study, places):
+    small = replace(study, arms=study.arms[:1], learning_rates=(1e-3,), seeds=(0,))
+    (first,) = run_study(small, places, 1).values()
+    shutil.rmtree(places.results)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chiaroscuro.studies.origin.code_digest", lambda: "changed")
+        with pytest.raises(ValueError, match="1 of 1 runs failed"):  # whose process finds the source as it was
+            run_study(small, places, 1)
+    (log,) = [log for log in places.work.glob("*/*.log") if "the source was changed" in log.read_text()]
+    assert not (log.parent / "full-attention_lr0.001_seed0").exists()
+    shutil.rmtree(places.results)
+    assert run_study(small, places, 1)["full-attention_lr0.001_seed0"]["loss"] == first["loss"]
+
+
+def test_labels_and_further_tasks_are_data_too(study, tmp_path):
+    reviews = tmp_path / "reviews"
+    reviews.mkdir()
+    for split in ("train", "test"):
+        lines = [json.dumps({"text": f"the film {n} was so so", "label": n % 2}) for n in range(40)]
+        (reviews / f"{split}.jsonl").write_text("\n".join(lines))
+    plans = [
+        replace(study.plan, task="imdb", data=str(reviews), steps=1),
+        replace(study.plan, mixed={"imdb": str(reviews)}, steps=1),
+    ]
+    before = [origin_of(prepare(plan)).data for plan in plans]
+    assert [origin_of(prepare(plan)).data for plan in plans] == before
+    for file in reviews.glob("*.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line | {"label": 1 - line["label"]}) + "\n" for line in lines))
+    assert all(origin_of(prepare(plan)).data != each for plan, each in zip(plans, before, strict=True))
+
+
+def test_ctrl_c_starts_no_further_run(study, places, tmp_path):
+    study = replace(study, plan=replace(study.plan, steps=2000, save_every=50), learning_rates=(1e-3, 2e-3, 3e-3))
+    (tmp_path / "study.pickle").write_bytes(pickle.dumps((study, places)))
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "study.pickle")]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(list(places.work.glob("*/*/metrics.jsonl"))) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, complaint = process.communicate(timeout=120)
+    assert b"KeyboardInterrupt" in complaint
+    logs = [log.read_text() for log in places.work.glob("*/*.log")]
+    assert len(logs) == 2
+    assert all("stopped by SIGINT" in log for log in logs)
 
 
 def test_a_failed_run_is_named_and_the_others_are_kept(study, places):
@@ -198,7 +263,8 @@ def test_a_failed_run_is_named_and_the_others_are_kept(study, places):
     with pytest.raises(ValueError, match="1 of 2 runs failed: broken_lr0.001_seed0; what they printed is in work"):
         run_study(broken, places, 2)
     assert [path.name for path in (places.results / "runs").iterdir()] == ["full-attention_lr0.001_seed0.json"]
-    assert "unknown router 'oracle'" in (places.work / "broken_lr0.001_seed0.log").read_text()
+    (log,) = places.work.glob("*/broken_lr0.001_seed0.log")
+    assert "unknown router 'oracle'" in log.read_text()
 
 
 def test_a_damaged_result_is_named(study, places):
@@ -223,11 +289,11 @@ def test_the_code_digest_follows_what_numbers_come_from(monkeypatch, tmp_path):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_text("1")
     monkeypatch.setattr("chiaroscuro.__file__", str(tmp_path / "__init__.py"))
-    before = studies.runner.code_digest()
+    before = code_digest()
     (tmp_path / "cli" / "root.py").write_text("2")
-    assert studies.runner.code_digest() == before
+    assert code_digest() == before
     (tmp_path / "ops" / "dct.py").write_text("2")
-    assert studies.runner.code_digest() != before
+    assert code_digest() != before
 
 
 def test_an_unknown_study_is_answered_with_the_known_ones():

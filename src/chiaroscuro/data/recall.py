@@ -59,7 +59,7 @@ def generate_recall(
         raise ValueError(f"{pairs} keys and as many values do not fit into a vocabulary of {vocabulary}")
     found = {}
     for number, (split, count) in enumerate(sizes.items()):
-        key = hashlib.sha256(f"recall {split} {count} {length} {vocabulary} {seed} version 1".encode()).hexdigest()
+        key = hashlib.sha256(f"recall {split} {count} {length} {vocabulary} {seed} version 2".encode()).hexdigest()
         random = np.random.default_rng((seed, number))
         found[split] = RecallExamples(
             cached_array(key, partial(_examples, random, count, length, pairs, vocabulary)), length
@@ -75,7 +75,7 @@ def _examples(
     Keys are of the lower half of the vocabulary, values of the upper one; what is neither is drawn from all of it.
     """
     half = vocabulary // 2
-    places = np.arange(2 * pairs, length - 1, 2)
+    places = np.arange(2 * pairs, length - 2, 2)
     likely_S = (1.0 + np.arange(len(places))) ** (POWER - 1)
     for start in range(0, count, TOGETHER):
         E = min(TOGETHER, count - start)
@@ -84,7 +84,8 @@ def _examples(
         ids_ET[:] = random.integers(vocabulary, size=(E, length))
         keys_EP, values_EP = _drawn(random, np.ones(half), E, pairs), half + _drawn(random, np.ones(half), E, pairs)
         ids_ET[:, 0 : 2 * pairs : 2], ids_ET[:, 1 : 2 * pairs : 2] = keys_EP, values_EP
-        asked_EP = places[_drawn(random, likely_S, E, pairs)]
+        # At even places or at odd ones, so that who attends at every other place meets half of the questions.
+        asked_EP = places[_drawn(random, likely_S, E, pairs)] + random.integers(2, size=(E, 1))
         np.put_along_axis(ids_ET, asked_EP, keys_EP, axis=1)
         np.put_along_axis(labels_ET, asked_EP + 1, values_EP, axis=1)
         yield rows_E2T.reshape(-1)

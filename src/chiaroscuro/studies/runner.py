@@ -1,12 +1,11 @@
 """Run the grid of a study, several processes at a time, resumable after a kill at any moment.
 
 Every run is a process of its own that leaves its result, whole or not at all, in `results/NAME/runs`. A run that is
-there is not done again; one that was stopped goes on from its last checkpoint. `results/NAME/study.json` says by
-which code and from which data the results were made, and no others are added to them; that a result belongs to the
-study as it is declared is seen from the plan inside it.
+there is not done again; one that was stopped goes on from its last checkpoint. Results of other code or data are not
+added to, nor are runs gone on with that other code or data began; that a result belongs to the study as it is declared
+is seen from the plan inside it.
 """
 
-import hashlib
 import json
 import os
 import subprocess
@@ -18,13 +17,11 @@ from typing import Any
 
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
-import chiaroscuro
 from chiaroscuro.modeling import read_json
 from chiaroscuro.progress import bar
+from chiaroscuro.studies.origin import claim, origin_of
 from chiaroscuro.studies.study import Study, StudyRun
-from chiaroscuro.training import TrainingPlan, prepare, versions, write_json
-
-ROOMS = ("ops", "mixers", "routing", "modeling", "flops", "data", "training", "evaluation")
+from chiaroscuro.training import TrainingPlan, prepare, write_json
 
 
 class Unfinished(ValueError):
@@ -46,31 +43,23 @@ def run_study(study: Study, places: Places, processes: int) -> dict[str, dict[st
     """Do what is not done yet, and return the results of all runs by name.
 
     Raises ValueError when the results there are of other code, data or plans, when one of them is damaged, and, after
-    everything else has been done, when runs failed.
+    everything else has been done, when runs failed, and when all of an arm diverged.
     """
-    task = prepare(study.plan)
+    task = prepare(study.with_all_data())
+    origin = origin_of(task)
+    claim(places.results, origin)
+    places = replace(places, work=places.work / origin.name)
     tokenizer = places.work / "tokenizer"
     task.tokenizer.save_pretrained(tokenizer)
-    digest = hashlib.sha256()
-    for windows in task.windows.values():
-        digest.update(windows.stored.tobytes())
-    _claim(places, {"code": code_digest(), "data": digest.hexdigest()})
     study = replace(study, plan=replace(study.plan, tokenizer=str(tokenizer)))
 
-    results = _run_all(study.search(), places, processes)
+    results = _run_all(study.search(), places, processes, origin.code)
     best = study.best_rates(results)
-    return results | _run_all(study.repetitions(best), places, processes)
-
-
-def code_digest() -> str:
-    """A hash of the source that a run's numbers come from; how they are shown may change."""
-    digest = hashlib.sha256()
-    folder = Path(chiaroscuro.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        place = path.relative_to(folder)
-        if place.parts[0].removesuffix(".py") in ROOMS:
-            digest.update(str(place).encode() + path.read_bytes())
-    return digest.hexdigest()
+    results |= _run_all(study.repetitions(best), places, processes, origin.code)
+    lost = [arm.name for arm in study.arms if arm.name not in best]
+    if lost:
+        raise ValueError(f"study {study.name!r}: {', '.join(lost)} diverged at every learning rate")
+    return results
 
 
 def read_results(study: Study, places: Places) -> dict[str, dict[str, Any]]:
@@ -107,37 +96,25 @@ def read_result(run: StudyRun, places: Places) -> dict[str, Any]:
     return result
 
 
-def _claim(places: Places, origin: dict[str, str]) -> None:
-    """Note by what the results are made, and by which commit; refuse to add to those made by something else."""
-    path = places.results / "study.json"
-    if path.exists():
-        known = read_json(path)
-        changed = [name for name, digest in origin.items() if known.get(name) != digest]
-        if changed:
-            raise ValueError(
-                f"{places.results} holds results of other {' and '.join(changed)}, made by commit "
-                f"{known.get('commit', 'unknown')}: move it away, or give another --results"
-            )
-        return
-    (places.results / "runs").mkdir(parents=True, exist_ok=True)
-    write_json(path, origin | {"commit": versions()["commit"], "command": versions()["command"]})
-
-
-def _run_all(runs: list[StudyRun], places: Places, processes: int) -> dict[str, dict[str, Any]]:
+def _run_all(runs: list[StudyRun], places: Places, processes: int, code: str) -> dict[str, dict[str, Any]]:
     results = {run.name: read_result(run, places) for run in runs if places.result(run).exists()}
     waiting = [run for run in runs if run.name not in results]
     failed = []
     with bar(MofNCompleteColumn(), TimeElapsedColumn()) as progress, ThreadPoolExecutor(processes) as pool:
         count = progress.add_task("runs", total=len(runs), completed=len(results))
         threads = max(1, (os.cpu_count() or 1) // processes)
-        futures = {pool.submit(_run_one, run, places, threads): run for run in waiting}
-        for future in as_completed(futures):
-            run = futures[future]
-            if future.result():
-                results[run.name] = read_result(run, places)
-            else:
-                failed.append(run.name)
-            progress.update(count, advance=1, description=run.name)
+        futures = {pool.submit(_run_one, run, places, threads, code): run for run in waiting}
+        try:
+            for future in as_completed(futures):
+                run = futures[future]
+                if future.result():
+                    results[run.name] = read_result(run, places)
+                else:
+                    failed.append(run.name)
+                progress.update(count, advance=1, description=run.name)
+        except BaseException:  # Ctrl-C among them, which also tells the runs that have begun: they save and end
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(sorted(failed))}; what they printed is in "
@@ -146,12 +123,13 @@ def _run_all(runs: list[StudyRun], places: Places, processes: int) -> dict[str, 
     return results
 
 
-def _run_one(run: StudyRun, places: Places, threads: int) -> bool:
+def _run_one(run: StudyRun, places: Places, threads: int, code: str) -> bool:
     """Whether the run's process finished and left its result."""
     folder = places.work / run.name
     plan = places.work / f"{run.name}.plan.json"
     write_json(plan, asdict(run.plan))
-    command = [sys.executable, "-m", "chiaroscuro.studies.worker", str(plan), str(folder), str(places.result(run))]
+    command = [sys.executable, "-m", "chiaroscuro.studies.worker"]
+    command += [str(plan), str(folder), str(places.result(run)), code]
     # One thread pool per core: more threads than cores wait for each other most of the time.
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with (places.work / f"{run.name}.log").open("w") as log:

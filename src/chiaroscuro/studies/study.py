@@ -64,26 +64,29 @@ class Study:
         arms = tuple(replace(arm, plan=moved(arm.plan)) for arm in self.arms)
         return replace(self, plan=replace(self.plan, data=data, test_on=self.plan.test_on | (texts or {})), arms=arms)
 
+    def with_all_data(self) -> TrainingPlan:
+        """The plan, with the further tasks of all arms."""
+        tasks = [arm.plan.get("mixed", {}) for arm in self.arms]
+        return replace(self.plan, mixed={name: source for each in tasks for name, source in each.items()})
+
     def search(self) -> list[StudyRun]:
         """The runs that choose the learning rates."""
         return [self._run(arm, rate, self.seeds[0]) for arm in self.arms for rate in self.learning_rates]
 
     def repetitions(self, best: dict[str, float]) -> list[StudyRun]:
-        """The runs of the other seeds, given the best learning rate of each arm."""
-        return [self._run(arm, best[arm.name], seed) for arm in self.arms for seed in self.seeds[1:]]
+        """The runs of the other seeds, given the best learning rate of each arm that has one."""
+        arms = [arm for arm in self.arms if arm.name in best]
+        return [self._run(arm, best[arm.name], seed) for arm in arms for seed in self.seeds[1:]]
 
     def best_rates(self, results: dict[str, dict[str, Any]]) -> dict[str, float]:
-        """Per arm the learning rate of the lowest validation loss, of the results by name of run.
-
-        A run that diverged is never the best; raises ValueError for an arm all of whose runs did.
-        """
+        """Per arm the learning rate of the lowest validation loss, of the results by name of run. A run that diverged
+        is never the best, and an arm all of whose runs did has none."""
         best = {}
         for arm in self.arms:
             tried = [self._run(arm, rate, self.seeds[0]) for rate in self.learning_rates]
             finished = [run for run in tried if "diverged" not in results[run.name]]
-            if not finished:
-                raise ValueError(f"study {self.name!r}: {arm.name!r} diverged at every learning rate")
-            best[arm.name] = min(finished, key=lambda run: results[run.name]["validation"]["loss"]).learning_rate
+            if finished:
+                best[arm.name] = min(finished, key=lambda run: results[run.name]["validation"]["loss"]).learning_rate
         return best
 
     def _run(self, arm: Arm, learning_rate: float, seed: int) -> StudyRun:

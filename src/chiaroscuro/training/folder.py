@@ -111,6 +111,13 @@ def cut_metrics(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
+def seconds_trained(metrics: Path) -> float | None:
+    """How long a run was trained for until its last log, None where no log says it."""
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    seconds: float | None = json.loads(lines[-1]).get("seconds") if lines else None
+    return seconds
+
+
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on, and the command that made it."""
     return {

@@ -1,6 +1,6 @@
 """Mixed training: language modelling, with now and then a batch of a classification task added (paper, section 2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,11 @@ class MixedTasks(LanguageModelling):
             name: Classification(replace(plan, task=name, data=source, mixed={}, test_on={}), self.tokenizer)
             for name, source in plan.mixed.items()
         }
+
+    def stored(self) -> Iterator[np.ndarray]:
+        yield from super().stored()
+        for extra in self.extras.values():
+            yield from extra.stored()
 
     def fields(self) -> dict[str, Any]:
         return super().fields() | {"task_labels": {name: extra.num_labels for name, extra in self.extras.items()}}

@@ -3,13 +3,13 @@
 import json
 import pickle
 import signal
-import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -26,6 +26,7 @@ from chiaroscuro.training.folder import (
     RESULTS,
     cut_metrics,
     new_run_folder,
+    seconds_trained,
     versions,
     write_json,
 )
@@ -66,34 +67,31 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     checkpoint = on_first(lambda: _go_on(plan, out) if resume else _begin(plan, out))
     done = 0 if checkpoint is None else steps_of(checkpoint)
     set_seed(plan.seed)
-    model = task.build(config)
+    model: Any = task.build(config)
     bar, stop = Bar(plan.recipe), StopAtSignal()
     trainer = _trainer(plan, model, task, out, [bar, stop], sharded)
-    start = time.perf_counter()
-    if done < plan.steps:
+    trained = checkpoint
+    if done < plan.steps:  # else stopped between the last checkpoint and the results
         try:
             _fit(trainer, stop, checkpoint, out)
         finally:
             bar.progress.stop()
-    else:
-        # Stopped between the last checkpoint and the results; the Trainer would take a step too many.
-        model = type(model).from_pretrained(checkpoint)
-    seconds = time.perf_counter() - start
-    if sharded:
-        trainer.save_model(str(out))  # all put their parts together
+        trained = out
+        trainer.save_model(str(out))  # where they are spread, all put their parts together
     if not ranks().is_main_process:
         return {}
-    if sharded:
-        model = type(model).from_pretrained(out)
+    # As anyone else will read it: what was trained may still multiply in bfloat16.
+    model = type(model).from_pretrained(trained).to(trainer.args.device)
     try:
         calibrate(model, task.calibration_text().to(model.device))
     except NotFinite as error:
         raise trainer.diverged() from error
     tokens_seen = plan.steps * plan.batch_size * plan.seq_len
+    seconds = seconds_trained(out / METRICS)
     results = _measured(plan, model, task) | {
         "tokens_seen": tokens_seen,
         "train_seconds": seconds,
-        "tokens_per_second": tokens_seen * (1 - done / plan.steps) / seconds,
+        "tokens_per_second": tokens_seen / seconds if seconds else None,
     }
     model.save_pretrained(out)
     task.tokenizer.model_max_length = config.max_position_embeddings
@@ -131,8 +129,6 @@ def _measured(plan: TrainingPlan, model: Any, task: Task) -> dict[str, Any]:
     """What a trained model does on held-out data, what it costs, and by what it was made."""
     validation = task.measure(model, "validation", show_progress=True)
     test = task.measure(model, "test", show_progress=True)
-    windows = task.windows["test"]
-    sample = windows.batch(range(min(8, len(windows)))).to(model.device)
     return {
         "recipe": plan.recipe,
         "task": plan.task,
@@ -146,12 +142,24 @@ def _measured(plan: TrainingPlan, model: Any, task: Task) -> dict[str, Any]:
         "accuracy": test.accuracy,
         "tasks": test.tasks,
         "validation": asdict(validation),
-        "test_on": {name: asdict(task.measure(model, name, show_progress=True)) for name in plan.test_on},
-        "flops": flops_ratios(model, sample),
+        "test_on": {name: _on_further_text(model, task, name) for name in plan.test_on},
+        "flops": flops_ratios(model, _sample(model, task, "test")),
         "routing": test.routing,
         "plan": asdict(plan),
         "versions": versions(),
     }
+
+
+def _on_further_text(model: Any, task: Task, name: str) -> dict[str, Any]:
+    """How well the model does on one of the plan's further texts, and what it spends there."""
+    evaluation = task.measure(model, name, show_progress=True)
+    return asdict(evaluation) | {"flops": flops_ratios(model, _sample(model, task, name))}
+
+
+def _sample(model: Any, task: Task, split: str) -> Tensor:
+    """Some windows, (B, T), to count FLOPs on."""
+    windows = task.windows[split]
+    return windows.batch(range(min(8, len(windows)))).to(model.device)
 
 
 def _begin(plan: TrainingPlan, out: Path) -> None:

@@ -4,7 +4,7 @@ Shapes: B batch, T tokens.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -71,6 +71,11 @@ class Task(ABC, Generic[W]):
     def trainer(self, **arguments: Any) -> RoutingTrainer:
         """What trains a model for the task; `arguments` as transformers' Trainer takes them."""
         return RoutingTrainer(**arguments)
+
+    def stored(self) -> Iterator[np.ndarray]:
+        """All data that models are trained and measured on, in a fixed order."""
+        for windows in self.windows.values():
+            yield windows.stored
 
     def fields(self) -> dict[str, Any]:
         """Fields of the configuration that follow from the data."""
@@ -150,6 +155,10 @@ class Classification(Task[TokenWindows]):
             split: LabelledSequences(data.tokens[split], data.labels[split], end, plan.seq_len) for split in SPLITS
         }
         self.examples = dict(self.sequences)
+
+    def stored(self) -> Iterator[np.ndarray]:
+        yield from super().stored()
+        yield from self.labels.values()
 
     def fields(self) -> dict[str, Any]:
         return super().fields() | {"num_labels": self.num_labels}

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, O operators.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from chiaroscuro.ops import NotFinite
 from chiaroscuro.progress import bar
 from chiaroscuro.routing import ThresholdRouter, calibrate, utilisation, utilisation_entropy
 from chiaroscuro.training.checkpoints import DRAFTS, discard_drafts, last_whole, settle
+from chiaroscuro.training.folder import seconds_trained
 from chiaroscuro.training.ranks import ranks
 
 
@@ -147,10 +149,17 @@ class ShareSchedule(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log to a file, one JSON object per line, with the thresholds in force."""
+    """Appends every log to a file, one JSON object per line, with the thresholds in force and the seconds that were
+    trained for until then, those of a run that this one goes on from among them."""
 
     def __init__(self, path: Path):
         self.path = path
+        self.start = time.perf_counter()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.start = time.perf_counter() - (seconds_trained(self.path) or 0.0)
 
     def on_log(
         self,
@@ -164,7 +173,8 @@ class MetricsFile(TrainerCallback):
             return
         routers = [module for module in kwargs["model"].modules() if isinstance(module, ThresholdRouter)]
         thresholds = {str(router.layer): router.thresholds.tolist() for router in routers}
-        line = {"step": state.global_step, **(logs or {})} | ({"thresholds": thresholds} if thresholds else {})
+        line = {"step": state.global_step, "seconds": time.perf_counter() - self.start, **(logs or {})}
+        line |= {"thresholds": thresholds} if thresholds else {}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
