@@ -183,3 +183,8 @@ def test_the_classifier_reports_its_head():
     input_ids = torch.randint(VOCAB, (2, 64))
     assert model.flops(2, 64).head == 2 * 2 * 64 * (64 + 5)
     assert_planned_is_executed(model, input_ids)
+
+
+def test_dropout_of_attention_is_the_same_on_both_sides():
+    model, input_ids = model_and_ids("full_attention", attention_dropout=0.1)
+    assert flops_ratios(model, input_ids)["training_ratio"] == pytest.approx(1.0)

@@ -46,17 +46,21 @@ def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input
         twin = type(model)(twin_config)
     with evaluating(model):
         routing = model(input_ids, use_cache=False, output_routing=True).routing
-        model.train()
-        training = executed_flops(lambda: model(input_ids, use_cache=False))
     batch_size, seq_len = input_ids.shape
     planned, full = model.flops(batch_size, seq_len, routing), twin.flops(batch_size, seq_len)
-    full_executed = executed_forward_flops(twin, input_ids)
     return {
         "attention_ratio": planned.attention / full.attention,
         "total_ratio": planned.total / full.total,
-        "executed_ratio": executed_forward_flops(model, input_ids) / full_executed,
-        "training_ratio": training / full_executed,
+        "executed_ratio": executed_forward_flops(model, input_ids) / executed_forward_flops(twin, input_ids),
+        "training_ratio": _training_flops(model, input_ids) / _training_flops(twin, input_ids),
     }
+
+
+def _training_flops(model: nn.Module, input_ids: torch.Tensor) -> float:
+    """FLOPs of one forward pass as in training."""
+    with evaluating(model):
+        model.train()
+        return executed_flops(lambda: model(input_ids, use_cache=False))
 
 
 def _fft_formulas() -> dict[Any, Callable[..., float]]:

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import warnings
 from threading import Thread
+from types import SimpleNamespace
 
 import accelerate
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tests.helpers import VOCAB, D, ids, tiny_config, tiny_model
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -290,3 +292,33 @@ def test_the_cache_is_taken_by_both_of_its_names():
         model(tokens[:, :5], **{name: cache})
         assert cache.get_seq_length() == 5
         assert torch.allclose(model(tokens[:, 5:], **{name: cache}).logits, whole)
+
+
+def test_weights_of_attention_may_be_asked_for_in_the_configuration():
+    model = tiny_model()
+    model.set_attn_implementation("eager")  # transformers asks for it
+    model.config.output_attentions = True
+    assert len(model(ids(1, 5)).attentions) == 3
+    assert model(ids(1, 5), output_attentions=False).attentions is None
+
+
+def test_dense_dispatch_gives_the_weights_of_sparse_dispatch():
+    dense, sparse = (tiny_model(dispatch=way)(ids(2, 9), output_attentions=True) for way in ("dense", "sparse"))
+    for found, expected in zip(dense.attentions, sparse.attentions, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_what_goes_to_the_hub_is_whole(tmp_path, monkeypatch):
+    sent = {}
+
+    def upload(self, working_dir, repo_id, files_timestamps, **kwargs):
+        sent[type(self).__name__] = {name for name in os.listdir(working_dir) if name not in files_timestamps}
+
+    monkeypatch.setattr("transformers.utils.hub.PushToHubMixin._upload_modified_files", upload)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *args, **kwargs: SimpleNamespace(repo_id="me/it"))
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *args, **kwargs: ModelCard("It."))
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model", push_to_hub=True)
+    model.config.save_pretrained(tmp_path / "config", push_to_hub=True)
+    assert {"config.json", "modeling_chiaroscuro.py"} <= sent["ChiarConfig"]
+    assert {"config.json", "modeling_chiaroscuro.py", "model.safetensors"} <= sent["ChiarForCausalLM"]

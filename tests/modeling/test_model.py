@@ -370,3 +370,33 @@ def test_the_full_size_model_has_the_published_parameters():
         model = ChiarForCausalLM(ChiarConfig.from_recipe("v2_400m"))
     assert model.num_parameters() == pytest.approx(400e6, rel=0.02)
     assert [len(operators) for operators in model.config.layer_operators] == [1] + [2] * 26 + [1]
+
+
+@every_keys
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_every_implementation_of_attention_generates_through_the_cache(keys, implementation):
+    model = tiny_model(router="random", attention_keys=keys).float()
+    arguments = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids(1, 12), **arguments)
+    model.set_attn_implementation(implementation)
+    assert torch.equal(model.generate(ids(1, 12), **arguments), expected)
+
+
+def test_a_cache_that_inference_mode_filled_can_be_gone_on_with():
+    model = tiny_model()
+    whole = model(ids(1, 12)).logits
+    with torch.inference_mode():
+        cache = model(ids(1, 12)[:, :8], use_cache=True).past_key_values
+    with torch.no_grad():
+        for t in range(8, 12):
+            logits = model(ids(1, 12)[:, t : t + 1], past_key_values=cache).logits
+            torch.testing.assert_close(logits[:, 0], whole[:, t])
+
+
+def test_the_regulariser_refuses_checkpointing_that_would_lose_its_gradient():
+    model = tiny_model(router="soft", collapse_weight=0.1)
+    model.train().gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match="gates come without a gradient"):
+        model(ids(2, 8), labels=ids(2, 8), use_cache=False)
+    with torch.no_grad():
+        model.eval()(ids(2, 8), labels=ids(2, 8))

@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from tests.helpers import VOCAB, ids
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -22,6 +23,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -48,6 +51,7 @@ BUILT = {
     "cohere": (CohereForCausalLM, CohereConfig, {}),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 8, "sliding_window": 16}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 16}),
+    "olmo2": (Olmo2ForCausalLM, Olmo2Config, {}),
     "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
 }
 every_model = pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])
@@ -175,6 +179,7 @@ def test_layers_are_chosen_by_index():
         ("llama", {"layers": []}, "layers must be some of"),
         ("llama", {"light": "rbf"}, "unknown light operator 'rbf'; known: none, dct"),
         ("cohere", {}, "computes its attention in another way"),
+        ("olmo2", {}, "computes its attention in another way"),
         ("gemma2", {}, "attends within a window of 16 tokens"),
         ("mistral", {}, "attends within a window of 16 tokens"),
         ("gpt_neox", {}, "has no attention built as Llama's or GPT-2's"),
@@ -210,3 +215,53 @@ def test_texts_packed_into_one_row_are_refused():
     mask[12:, :12] = False
     with pytest.raises(ValueError, match="no windows and no packed texts"):
         model(ids(1, 24), attention_mask=mask[None, None])
+
+
+def test_a_model_in_bfloat16_keeps_its_thresholds_when_saved(tmp_path):
+    model = half().to(torch.bfloat16)
+    for share in (0.3, 0.2):
+        set_share(model, share, ids(4, 96))
+        model.save_pretrained(tmp_path)
+        pairs = [
+            [module.thresholds for module in each.modules() if isinstance(module, ThresholdRouter)]
+            for each in (model, load_retrofitted(tmp_path))
+        ]
+        assert all(torch.equal(*pair) and pair[0].dtype == torch.float32 for pair in zip(*pairs, strict=True))
+
+
+class Adapter(nn.Module):
+    """A low-rank change put around a projection, as libraries of adapters do it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.low = nn.Parameter(0.1 * torch.randn(base.weight.shape[0], 2))
+        self.high = nn.Parameter(0.1 * torch.randn(2, base.weight.shape[1]))
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, x):
+        return self.base(x) + x @ self.low @ self.high
+
+
+def test_an_adapter_around_the_projections_of_gpt2_is_used_and_learns():
+    model = half("gpt2")
+    attention = model.transformer.h[1].attn
+    before = model(ids(2, 24)).logits
+    attention.c_attn = Adapter(attention.c_attn)
+    out = model(ids(2, 24), labels=ids(2, 24))
+    assert not torch.allclose(out.logits, before)
+    out.loss.backward()
+    assert float(attention.c_attn.low.grad.abs().sum()) > 0
+
+
+def test_weights_of_attention_are_refused():
+    model = half(attn_implementation="eager")
+    with pytest.raises(ValueError, match="a retrofitted layer has no weights"):
+        model(ids(1, 9), output_attentions=True)

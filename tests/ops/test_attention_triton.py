@@ -89,3 +89,18 @@ def test_what_lies_beyond_the_bounds_of_a_query_is_never_read():
     out, gradients = run(q, k, v, visible, None, torch.ones_like(q))
     assert torch.isfinite(out).all()
     assert torch.isfinite(gradients[0]).all()
+
+
+def test_rows_that_lie_far_apart_are_found():
+    """Beyond 2^31 numbers, of which only the rows are ever touched."""
+    q, k, v, visible = inputs(3, 1, 20, 30, 16)
+    apart = 1_100_000_000
+    far = []
+    for x in (q, k, v):
+        space = torch.empty(2 * apart + x[0].numel(), dtype=torch.float16)
+        rows = space.as_strided(x.shape, (apart, *x.stride()[1:]))
+        far.append(rows.copy_(x.detach()))
+    exact = [x.double().requires_grad_() for x in far]
+    expected = expected_attention(*exact, visible)
+    out, _ = run(*far, visible, None, torch.ones_like(far[0]))
+    torch.testing.assert_close(out.double(), expected, atol=5e-3, rtol=5e-3)

@@ -123,3 +123,13 @@ def test_what_cannot_be_transformed_is_refused(x, complaint):
 
 def test_large_finite_numbers_are_not_taken_for_infinite():
     assert dct(torch.tensor([3e38, 3e38, -3e38, -3e38])).shape == (4,)
+
+
+def test_a_transform_under_inference_mode_does_not_keep_later_ones_from_training():
+    D = 1234  # of which no other test has kept tables
+    with torch.inference_mode():
+        spectral_entropy(torch.randn(2, D))
+        filtered_idct(packed_dct(torch.randn(2, D)), torch.ones(D))
+    x = torch.randn(2, D, requires_grad=True)
+    (spectral_entropy(x).sum() + idct(dct(x)).sum()).backward()
+    assert torch.isfinite(x.grad).all()

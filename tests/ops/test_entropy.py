@@ -11,7 +11,7 @@ from chiaroscuro.ops import idct, noise_entropy, packed_dct, packed_dct_and_entr
 
 
 @pytest.mark.parametrize("D", [1, 2, 3, 7, 16, 65])
-@pytest.mark.parametrize("dc_weight", [1.0, 2.0])
+@pytest.mark.parametrize("dc_weight", [0.0, 1.0, 2.0])
 def test_definition_and_gradient(D, dc_weight):
     x = torch.randn(3, D, dtype=torch.float64, requires_grad=True)
     expected = torch.stack([reference.spectral_entropy(row, dc_weight) for row in x])
@@ -44,7 +44,7 @@ def test_gradients_are_finite_everywhere(dtype, scale, kind):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-19, 1.0, 1e30])
-@pytest.mark.parametrize("dc_weight", [1.0, 2.0])
+@pytest.mark.parametrize("dc_weight", [0.0, 1.0, 2.0])
 def test_one_vector_alone_has_the_entropy_that_it_has_among_others(scale, dc_weight):
     """It is computed in another way."""
     x = torch.randn(5, 64) * scale
@@ -77,6 +77,11 @@ def test_the_energy_of_the_constant_coefficient_can_count_double():
     x = idct(torch.tensor([1.0, 1.0], dtype=torch.float64))
     expected = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)) / math.log(2)
     assert float(spectral_entropy(x, dc_weight=2.0)) == pytest.approx(expected)
+
+
+def test_a_constant_vector_without_its_constant_coefficient_has_none():
+    for x in (torch.ones(2, 9), torch.ones(9), torch.ones(9).double()):
+        assert float(spectral_entropy(x, 0.0).max()) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("D", [2, 16, 256, 1024])

@@ -279,3 +279,19 @@ def test_the_gate_of_the_chosen_operator_is_exactly_one(name, dtype):
     router = router_class(name)(8, 2).to(dtype).eval()
     found = router(torch.randn(1, 2000, 8, dtype=dtype), torch.rand(1, 2000))
     assert set(found.unique().tolist()) == {0.0, 1.0}
+
+
+def test_padding_is_not_explored_and_does_not_change_what_a_router_is_fitted_to():
+    router = router_class("benefit")(8, 2).double().train()
+    valid_BT = torch.arange(400)[None] < 100
+    router.EXPLORED = 1.0
+    x, found = torch.randn(1, 400, 8, dtype=torch.float64), []
+    for tokens, context in ((x[:, :100], Context()), (x, Context(valid_BT=valid_BT))):
+        router.zero_grad()
+        gates = router(tokens, None, context)[..., 1]
+        (tokens[:, :100, 0] * gates[:, :100].square()).sum().backward()
+        found.append(router.linear.weight.grad.clone())
+        if context.valid_BT is not None:
+            assert set(gates[~valid_BT].tolist()) <= {0.0, 1.0}
+    # The gates are drawn anew, so the two agree up to chance, and not by a factor of the padding.
+    assert float(found[1].norm() / found[0].norm()) == pytest.approx(1.0, abs=0.3)

@@ -63,9 +63,9 @@ def start(*arguments):
 
 
 def curve(folder: Path) -> list[dict]:
-    """All logs of training, but for the summary at an end, which tells times."""
+    """All logs of training without the times, and without the summary at an end, which holds nothing else."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "loss" in line]
+    return [{name: line[name] for name in line if name != "seconds"} for line in lines if "loss" in line]
 
 
 def assert_same(run: Path, whole: Path) -> None:

@@ -75,7 +75,8 @@ class AttentionMixer(Mixer):
         asking = x_BTD if chosen is None else chosen.take(x_BTD)
         k, v = self._keys_and_values(x_BTD if among is None else asking, among, context)
         q = self._heads(self.query(asking), context.rotary, chosen)
-        if x_BTD.shape[1] == 1 and usable_BK is None and context.attention_mask is None:
+        mask = None if self.keys == "routed" else context.attention_mask  # which is one over all tokens
+        if x_BTD.shape[1] == 1 and usable_BK is None and mask is None:
             # One token per row sees whatever there is.
             out = scaled_dot_product_attention(q, k, v, dropout_p=self._dropout)
         elif chosen is None and self._interface_knows_mask(context, past, x_BTD.shape[1], usable_BK):
@@ -87,6 +88,8 @@ class AttentionMixer(Mixer):
             out = chosen_attention(q, k, v, visible_BQ, usable_BK, self._dropout)
         if context.attentions is not None:
             visible_BQ = self._visible(x_BTD, chosen, among, past, k.shape[2])
+            if context.routed_BT is not None:
+                visible_BQ = visible_BQ * context.routed_BT
             context.attentions.append(_weights(q, k, visible_BQ, usable_BK, chosen))
         out = out.transpose(1, 2).flatten(2)
         return self.out(out if chosen is None else chosen.unpad(out))

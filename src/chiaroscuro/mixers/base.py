@@ -68,7 +68,8 @@ class Mixer(nn.Module, ABC):
 
     It keeps the rows of a batch apart, and when `causal` the output at a position depends on nothing after it. Given
     `chosen` it returns the output of the chosen tokens only, flat rows (M, D), equal to what it returns for them when
-    all are asked for; tokens that are not chosen may still serve as context. Called on consecutive pieces of a
+    all are asked for, unless it lets chosen tokens see chosen tokens only; else those that are not chosen may still
+    serve as context. Called on consecutive pieces of a
     sequence with the same `state`, it returns the pieces of what it returns for the whole.
     """
 
@@ -89,7 +90,7 @@ class Mixer(nn.Module, ABC):
 
     def state_size(self, length: int) -> int:
         """How many numbers of `state` tell of `length` tokens of a sequence, all of them chosen; room to grow and a
-        count of a few bytes left out."""
+        count of a few bytes left out. An operator of which it is zero is not shown tokens that go elsewhere."""
         return 0
 
     def reset_parameters(self) -> None:

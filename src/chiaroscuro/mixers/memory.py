@@ -82,7 +82,8 @@ def _behind(buffer: Tensor | None, past: int, new_BNTC: Tensor) -> Tensor:
     """A buffer whose first `past` entries of axis 2 are those of `buffer`, followed by the new: the same one while
     there is room, so that a step of generation copies one token and not the whole context."""
     end = past + new_BNTC.shape[2]
-    if buffer is None or buffer.shape[2] < end or new_BNTC.requires_grad or buffer.requires_grad:
+    frozen = buffer is not None and buffer.is_inference() and not torch.is_inference_mode_enabled()
+    if buffer is None or buffer.shape[2] < end or new_BNTC.requires_grad or buffer.requires_grad or frozen:
         room = new_BNTC.new_empty(*new_BNTC.shape[:2], end + max(ROOM, end // 4), new_BNTC.shape[3])
         if buffer is not None:
             room[:, :, :past] = buffer[:, :, :past]

@@ -58,7 +58,7 @@ class RoutedCacheLayer(CacheLayerMixin):
         self._on_batch(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._on_batch(lambda tensor: tensor[indices])
+        self._on_batch(lambda tensor: tensor[indices.to(tensor.device)])
 
     def _on_batch(self, change: Callable[[Tensor], Tensor]) -> None:
         for state in self.states.values():

@@ -58,7 +58,7 @@ class ChiarConfig(PreTrainedConfig):
 
     The defaults are those of the recipe `chiar`; `ChiarConfig.from_recipe(name, **fields)` starts from another one.
 
-    recipe: the recipe the fields started from.
+    recipe: the recipe the fields started from; by itself it gives the plan of layers and nothing else.
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
     router: "threshold", "soft", "hard", "learned", "benefit", or the controls "random" and "interleaved"
         (`chiaroscuro.routing`).
@@ -166,6 +166,7 @@ class ChiarConfig(PreTrainedConfig):
         same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         special = (
             "short_convolution",
+            "attention_dropout",
             "max_position_embeddings",
             "num_labels",
             "bos_token_id",
@@ -183,9 +184,11 @@ class ChiarConfig(PreTrainedConfig):
         """With a file beside it by which transformers finds the classes for `trust_remote_code=True` where nobody has
         imported this package, such as in the command line of lm-evaluation-harness."""
         self.auto_map = {auto: f"{REMOTE_MODULE}.{name}" for auto, name in _REMOTE_CLASSES.items()}
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        super().save_pretrained(save_directory)
         names = ", ".join(sorted(_REMOTE_CLASSES.values()))
         (Path(save_directory) / f"{REMOTE_MODULE}.py").write_text(f"from chiaroscuro import {names}  # noqa: F401\n")
+        if push_to_hub:  # only now, or the file would be missing there
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

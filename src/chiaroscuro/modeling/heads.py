@@ -24,7 +24,7 @@ from chiaroscuro.mixers import Flops
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.layer import RoutingTrace
 from chiaroscuro.modeling.model import ChiarModel, ChiarModelOutput, ChiarPreTrainedModel
-from chiaroscuro.routing import utilisation, utilisation_entropy
+from chiaroscuro.routing import router_class, utilisation, utilisation_entropy
 
 
 @dataclass
@@ -107,7 +107,7 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
             # The Trainer divides by the items of all accumulated batches; the penalty takes this batch's share of them.
             items = kwargs.get("num_items_in_batch")
             share = 1.0 if items is None else (labels[:, 1:] != -100).sum() / items
-            loss = loss + share * collapse_penalty(self.config, outputs.routing)
+            loss = loss + share * collapse_penalty(self, outputs.routing)
         return ChiarCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -200,7 +200,7 @@ class ChiarForSequenceClassification(ChiarPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
-            loss = loss + collapse_penalty(self.config, outputs.routing)
+            loss = loss + collapse_penalty(self, outputs.routing)
         return ChiarClassifierOutput(
             loss=loss,
             logits=logits,
@@ -235,6 +235,7 @@ class ChiarForMixedTasks(ChiarForCausalLM):
             raise ValueError(f"no head for task {task!r}; heads: {', '.join(self.classifiers) or 'none'}")
         assert self.config.task_labels is not None
         fields = self.config.to_dict() | {"num_labels": self.config.task_labels[task], "task_labels": None}
+        del fields["id2label"], fields["label2id"]
         with torch.device("meta"):
             found = ChiarForSequenceClassification(ChiarConfig(**fields))
         found.model = self.model
@@ -242,9 +243,13 @@ class ChiarForMixedTasks(ChiarForCausalLM):
         return found.train(self.training)
 
 
-def collapse_penalty(config: ChiarConfig, routing: tuple[RoutingTrace, ...] | None) -> float | Tensor:
-    """- lambda times the mean over layers of the utilisation entropy (paper, collapse regulariser)."""
-    if not config.collapse_weight or not routing:
+def collapse_penalty(model: ChiarPreTrainedModel, routing: tuple[RoutingTrace, ...] | None) -> float | Tensor:
+    """- lambda times the mean over layers of the utilisation entropy (paper, collapse regulariser). Raises ValueError
+    when in training the gates of a router that learns have lost their gradient, as by reentrant checkpointing."""
+    if not model.config.collapse_weight or not routing:
         return 0.0
+    wanted = model.training and torch.is_grad_enabled() and router_class(model.config.router).learned
+    if wanted and not all(trace.gates.requires_grad for trace in routing):
+        raise ValueError("collapse_weight: gates come without a gradient; checkpointing needs use_reentrant=False")
     entropies = [utilisation_entropy(utilisation(trace.gates)) for trace in routing]
-    return -config.collapse_weight * torch.stack(entropies).mean()
+    return -model.config.collapse_weight * torch.stack(entropies).mean()

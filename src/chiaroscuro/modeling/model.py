@@ -114,7 +114,7 @@ class ChiarModel(ChiarPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_routing: bool = False,
-        output_attentions: bool = False,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> ChiarModelOutput:
         """input_ids (B, T) or inputs_embeds (B, T, D); attention_mask (B, past + T), zero at padding.
@@ -129,6 +129,8 @@ class ChiarModel(ChiarPreTrainedModel):
         packed = sorted(_OF_PACKED_TEXTS & set(kwargs))
         if packed:
             raise ValueError(f"{', '.join(packed)}: {_PACKED}")
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         B, T = inputs_embeds.shape[:2]
         if use_cache and past_key_values is None:

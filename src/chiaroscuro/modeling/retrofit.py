@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from chiaroscuro.mixers import NO_CONTEXT, Context, DCTMixer, Flops, Mixer, NothingMixer, Work
 from chiaroscuro.mixers.flops import linear_flops
@@ -38,7 +39,8 @@ def retrofit(
         until `set_share` lowers the share of the tokens that are attended for.
     layers: indices of layers; default: all but the first and the last.
     light: what the other tokens get: "none", the residual only; "dct", a spectral filter that starts at zero.
-    check: compare routed attention of all tokens with the model's own on some tokens.
+    check: compare routed attention of all tokens with the model's own on some tokens; says something of a model that
+        is trained, since with fresh weights attention hardly tells.
 
     Raises ValueError for other kinds of attention, for layers that do not exist, and for a model that was retrofitted
     before.
@@ -57,7 +59,7 @@ def retrofit(
             _route(found[index], light)
         if check:
             _check_same(model)
-    except ValueError:
+    except Exception:
         for index in chosen:
             _leave(found[index])
         raise
@@ -91,6 +93,8 @@ def load_retrofitted(folder: Path | str, **kwargs: Any) -> PreTrainedModel:
     cls: Any = causal_class(config)
 
     class Retrofitted(cls):
+        _keep_in_fp32_modules_strict = {*(cls._keep_in_fp32_modules_strict or ()), "thresholds"}
+
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             super().__init__(config, *args, **kwargs)
             retrofit(self, settings["layers"], settings["light"], check=False)
@@ -115,6 +119,8 @@ class RoutedAttention(nn.Module):
             return super().forward(hidden_states, *args, **kwargs)
         if args:
             raise TypeError("retrofitted attention takes all but the hidden states by name")
+        if kwargs.get("output_attentions"):
+            raise ValueError("output_attentions: a retrofitted layer has no weights for the tokens that do not attend")
         context = Context(
             rotary=kwargs.get("position_embeddings"),
             attention_mask=kwargs.get("attention_mask"),
@@ -266,7 +272,9 @@ class GPT2Style(OwnAttention):
         return self.attention.resid_dropout(self.attention.c_proj(rows))
 
     def _project(self, rows: Tensor, columns: slice) -> Tensor:
-        layer = self.attention.c_attn  # transformers' Conv1D, which keeps its weight as (in, out)
+        layer = self.attention.c_attn
+        if type(layer) is not Conv1D:  # something was put around it, an adapter
+            return layer(rows)[..., columns]
         return linear(rows, layer.weight[:, columns].T, layer.bias[columns])
 
 
@@ -348,7 +356,10 @@ def _check_same(model: PreTrainedModel) -> None:
         for router in routers:
             router.share, thresholds = 0.5, router.thresholds.tolist()
             router.set_thresholds(-1.0, -1.0)  # below every entropy
-        routed = model(ids_BT, use_cache=False).logits
+        try:
+            routed = model(ids_BT, use_cache=False).logits
+        except RuntimeError as error:
+            raise ValueError(f"{type(model).__name__} computes its attention in another way: {error}") from error
         for router in routers:
             router.share = 1.0
             router.set_thresholds(*thresholds)

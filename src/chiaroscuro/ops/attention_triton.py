@@ -23,6 +23,13 @@ WIDEST_HEAD = 128  # of wider heads the blocks do not fit into the memory of a m
 
 
 @triton.jit
+def _head(N):
+    """Which row and head a program is for, in numbers large enough for places in tensors of more than 2^31."""
+    pair = tl.program_id(1).to(tl.int64)
+    return pair // N, pair % N
+
+
+@triton.jit
 def _rows(tensor, stride_b, stride_n, stride_t, b, n, t, size, h, H: tl.constexpr):
     """Rows t of one head, (block, BLOCK_H), zero beyond `size` rows and H channels."""
     places = tensor + b * stride_b + n * stride_n + t[:, None] * stride_t + h[None, :]
@@ -52,7 +59,7 @@ def _forward_kernel(
     HAS_VALID: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b, n = tl.program_id(1) // N, tl.program_id(1) % N
+    b, n = _head(N)
     queries, h = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_H)
     seen = tl.load(visible + b * Q + queries, mask=queries < Q, other=0)
     q_tile = _rows(q, q_b, q_n, q_t, b, n, queries, Q, h, H)
@@ -79,7 +86,7 @@ def _forward_kernel(
     places = out + b * o_b + n * o_n + queries[:, None] * o_t + h[None, :]
     tl.store(places, result.to(q_tile.dtype), mask=(queries < Q)[:, None] & (h < H)[None, :])
     logarithm = tl.where(sees, top + tl.log2(tl.where(sees, total, 1.0)), float("inf"))
-    tl.store(lse + tl.program_id(1) * Q + queries, logarithm, mask=queries < Q)
+    tl.store(lse + (b * N + n) * Q + queries, logarithm, mask=queries < Q)
 
 
 @triton.jit
@@ -89,12 +96,12 @@ def _query_gradient_kernel(
     HAS_VALID: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b, n = tl.program_id(1) // N, tl.program_id(1) % N
+    b, n = _head(N)
     queries, h = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_H)
     seen = tl.load(visible + b * Q + queries, mask=queries < Q, other=0)
     q_tile = _rows(q, q_b, q_n, q_t, b, n, queries, Q, h, H)
     g_tile = _rows(gradient, g_b, g_n, g_t, b, n, queries, Q, h, H)
-    row = tl.program_id(1) * Q + queries
+    row = (b * N + n) * Q + queries
     logarithm = tl.load(lse + row, mask=queries < Q, other=float("inf"))
     d = tl.load(delta + row, mask=queries < Q, other=0.0)
     acc = tl.zeros((BLOCK_Q, BLOCK_H), tl.float32)
@@ -122,7 +129,7 @@ def _key_gradient_kernel(
     HAS_VALID: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b, n = tl.program_id(1) // N, tl.program_id(1) % N
+    b, n = _head(N)
     keys, h = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H)
     k_tile = _rows(k, k_b, k_n, k_t, b, n, keys, K, h, H)
     v_tile = _rows(v, v_b, v_n, v_t, b, n, keys, K, h, H)
@@ -134,7 +141,7 @@ def _key_gradient_kernel(
         seen = tl.load(visible + b * Q + queries, mask=queries < Q, other=0)
         q_tile = _rows(q, q_b, q_n, q_t, b, n, queries, Q, h, H)
         g_tile = _rows(gradient, g_b, g_n, g_t, b, n, queries, Q, h, H)
-        row = tl.program_id(1) * Q + queries
+        row = (b * N + n) * Q + queries
         logarithm = tl.load(lse + row, mask=queries < Q, other=float("inf"))
         d = tl.load(delta + row, mask=queries < Q, other=0.0)
         score = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * scale
@@ -144,7 +151,7 @@ def _key_gradient_kernel(
         of_weight = tl.dot(g_tile, tl.trans(v_tile), input_precision=PRECISION)
         of_score = weight * (of_weight - d[:, None])
         of_keys += tl.dot(tl.trans(of_score).to(q_tile.dtype), q_tile, input_precision=PRECISION)
-    places = (tl.program_id(1) * K + keys)[:, None] * H + h[None, :]
+    places = ((b * N + n) * K + keys)[:, None] * H + h[None, :]
     inside = (keys < K)[:, None] & (h < H)[None, :]
     tl.store(of_k + places, (of_keys * to_gradient).to(k_tile.dtype), mask=inside)
     tl.store(of_v + places, of_values.to(v_tile.dtype), mask=inside)

@@ -121,7 +121,10 @@ def _make_tables(D: int, dtype: torch.dtype, device: torch.device) -> Tables:
     return Tables(sample_D, sample_D.argsort(), turn, back, coefficient_P, sign.flatten(), slot_D)
 
 
-_kept_tables = lru_cache(maxsize=16)(_make_tables)
+@lru_cache(maxsize=16)
+def _kept_tables(D: int, dtype: torch.dtype, device: torch.device) -> Tables:
+    with torch.inference_mode(False):  # what is made under it can never be trained with
+        return _make_tables(D, dtype, device)
 
 
 def tables_for(D: int, x: Tensor) -> Tables:
@@ -217,7 +220,7 @@ MATRIX_UP_TO = 1024  # channels that the kernels for GPUs take
 @lru_cache(maxsize=8)
 def matrix(D: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(D, P): the packed spectrum of each unit vector."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         return _by_fft(torch.eye(D, dtype=dtype, device=device))
 
 

@@ -34,9 +34,10 @@ def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
 
     x: (..., D). Returns (...) in the dtype of x. A vector of one channel, and one whose squared length is zero or
         infinite as a number of the precision in which it is computed, have entropy 0. Gradients are finite everywhere.
-        `dc_weight` multiplies the energy of the
-        constant coefficient: 1 by the definition, 2 in checkpoints of the authors' code. Raises ValueError as `dct`
-        does.
+    dc_weight: multiplies the energy of the constant coefficient: 1 by the definition, 2 in checkpoints of the authors'
+        code, 0 without it.
+
+    Raises ValueError as `dct` does.
     """
     return packed_dct_and_entropy(x, dc_weight)[1].to(x.dtype)
 
@@ -98,10 +99,12 @@ def _entropy_rows(X: Tensor, entropy: Tensor, energy: Tensor, product: Tensor, d
         entropy.zero_()
         return
     shrink = _shrink(X)
-    torch.mul(X, shrink, out=energy).square_().clamp_min_(torch.finfo(X.dtype).tiny)
+    tiny = torch.finfo(X.dtype).tiny
+    torch.mul(X, shrink, out=energy).square_()
     if dc_weight != 1.0:
         energy[:, 0] *= dc_weight
-        energy.div_(energy.sum(-1, keepdim=True))
+        energy.div_(energy.sum(-1, keepdim=True).clamp_min_(tiny))
+    energy.clamp_min_(tiny)
     nats = torch.log(energy, out=product).mul_(energy).sum(-1, keepdim=True).neg_()
     torch.clamp(torch.where(shrink > 0.0, nats / math.log(D), 0.0), 0.0, 1.0, out=entropy)
 
@@ -127,7 +130,7 @@ def _slope(X: Tensor, dc_weight: float, D: int) -> Tensor:
     shrink = _shrink(X.detach())
     weighted = X * shrink * weight
     energy = weighted * (X * shrink)
-    total = energy.sum(-1, keepdim=True).clamp_min(tiny)
+    total = energy.sum(-1, keepdim=True).clamp_min(math.sqrt(tiny))  # its square is divided by in the second derivative
     p = (energy / total).clamp_min(tiny)
     above_mean = p.log() - (p * p.log()).sum(-1, keepdim=True)
     return weighted * shrink * above_mean / total * (-2.0 / math.log(max(D, 2)))

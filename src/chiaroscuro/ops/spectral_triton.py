@@ -50,7 +50,7 @@ def _spectrum_kernel(
         energy = unit * unit * tl.where(slots == 0, dc_weight, 1.0)[None, :]
         total += tl.sum(energy, 1)
         logs += tl.sum(energy * tl.log(tl.maximum(energy, tiny)), 1)
-    sum_of_all = tl.where(shrink > 0.0, total, 1.0)
+    sum_of_all = tl.where(total > 0.0, total, 1.0)
     nats = tl.log(sum_of_all) - logs / sum_of_all
     tl.store(entropy + rows, tl.where(shrink > 0.0, tl.clamp(nats * to_unit, 0.0, 1.0), 0.0), mask=rows < M)
 

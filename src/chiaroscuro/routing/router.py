@@ -194,6 +194,8 @@ class BenefitRouter(LearnedRouter):
         dear_BT = self.choose(score_BT).to(x_BTD.dtype)
         if self.training:
             explored_BT = torch.rand_like(dear_BT) < self.EXPLORED
+            if context.valid_BT is not None:
+                explored_BT = explored_BT & context.valid_BT.bool()
             dear_BT = torch.where(explored_BT, torch.rand_like(dear_BT), dear_BT)
             dear_BT = _FittedToGain.apply(dear_BT, score_BT, explored_BT)
         return torch.stack((1 - dear_BT, dear_BT), dim=-1)
