@@ -23,22 +23,17 @@ def study(
 ) -> None:
     """Run a grid of recipes, learning rates and seeds, going on where it was left, and write its table and figures."""
     from chiaroscuro import studies
-    from chiaroscuro.training import write_json
 
     if processes < 1:
         raise ValueError(f"--processes must be at least 1, got {processes}")
     chosen = studies.study_named(name).on(data, sources(test_on))
     places = studies.Places(results or Path("results") / name, Path("runs") / "studies" / name)
     found = studies.run_study(chosen, places, processes)
-    table = studies.rows(chosen, found)
-    studies.draw(chosen, found, table, places.results / "figures")
-    write_json(places.results / "table.json", {"rows": table})
-    page = studies.markdown(chosen, table)
-    (places.results / "table.md").write_text(page, encoding="utf-8")
+    table = studies.render(chosen, found, places.results)
     if as_json:
         console.print_json(data={"rows": table})
     else:
-        print(page)
+        print(studies.markdown(chosen, table))
 
 
 @app.command(epilog="Example: chiaroscuro report")
@@ -46,10 +41,13 @@ def report(
     results: Annotated[Path, typer.Option(help="where the studies keep their results")] = Path("results"),
     page: Annotated[Path, typer.Option(help="the page to write")] = Path("docs/results.md"),
 ) -> None:
-    """Write the page of results: each claim of the paper, how it was tested, the numbers and the verdict."""
+    """Write the page of results: each claim of the paper, how it was tested, the numbers and the verdict; and the table
+    and the figures of every study that is finished."""
     from chiaroscuro import studies
 
-    text = studies.report([study for study in studies.STUDIES.values() if study.name != "smoke"], results, page)
+    chosen = [study for study in studies.STUDIES.values() if study.name != "smoke"]
+    text = studies.report(chosen, results, page)
+    studies.render_finished(chosen, results)
     page.write_text(text, encoding="utf-8")
     print(f"written to {page}")
 

@@ -1,18 +1,17 @@
 """Studies: grids of training runs that answer a question, declared in a file each."""
 
-from chiaroscuro.studies.ablation import ABLATION, CONTROLS
-from chiaroscuro.studies.budgets import BUDGETS, RECALL
+from chiaroscuro.studies.ablation import ABLATION, COLLAPSE, CONTROLS, RATES
+from chiaroscuro.studies.budgets import BUDGETS, HALF, RECALL
 from chiaroscuro.studies.figures import draw
 from chiaroscuro.studies.regime import IMDB, LISTOPS_FLAT, MIXED, SMALL_TEXT
-from chiaroscuro.studies.report import report
+from chiaroscuro.studies.report import render, render_finished, report
 from chiaroscuro.studies.runner import Places, run_study
 from chiaroscuro.studies.smoke import SMOKE
 from chiaroscuro.studies.study import Arm, Study, StudyRun
 from chiaroscuro.studies.table import markdown, rows
 
-STUDIES = {
-    study.name: study for study in (SMOKE, CONTROLS, ABLATION, SMALL_TEXT, LISTOPS_FLAT, IMDB, MIXED, BUDGETS, RECALL)
-}
+_OF_THE_PAPER = (CONTROLS, ABLATION, RATES, COLLAPSE, SMALL_TEXT, LISTOPS_FLAT, IMDB, MIXED)
+STUDIES = {study.name: study for study in (SMOKE, *_OF_THE_PAPER, HALF, BUDGETS, RECALL)}
 
 
 def study_named(name: str) -> Study:
@@ -30,6 +29,8 @@ __all__ = [
     "StudyRun",
     "draw",
     "markdown",
+    "render",
+    "render_finished",
     "report",
     "rows",
     "run_study",

@@ -2,8 +2,8 @@
 
 Three seeds of one arm say little of how much seeds scatter, and those of all arms of a study together say enough: an
 interval is Student's, at 95 %, of the difference of two means over seeds with the pooled variance of the study. Arms
-that scatter far more than the others have their own. Runs of the same seed are not taken as pairs, since they turned
-out to have nothing in common.
+that scatter far more than the others have their own, and so have all where accuracy is measured, which scatters little
+near its ends and much between them.
 """
 
 import math
@@ -20,25 +20,31 @@ from chiaroscuro.studies.table import Row, best_runs, measure_of, on_text, rows
 # The 97.5th percentile of Student's t for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NORMAL = 1.95996  # the same of the normal distribution
-SCATTERS = 10.0  # times the variance of the other arms: of F(2, 20), the thousandth that lies above
+SCATTERS = 10.0  # times the median variance: of three seeds' variances, one in a thousand lies above
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A study all of whose runs are there: its table, and per arm the results at its best learning rate by seed."""
+    """A study all of whose runs are there: its table, per arm the results at its best learning rate by seed, and per
+    arm the results of its first seed by learning rate, but for those that diverged."""
 
     study: Study
     folder: Path
     origin: dict[str, Any]
     table: dict[str, Row]
     runs: dict[str, list[dict[str, Any]]]
+    searched: dict[str, dict[float, dict[str, Any]]]
 
 
 def finished(study: Study, folder: Path) -> Finished:
     """Raises Unfinished when runs are missing, and ValueError when results are damaged or made by another plan."""
     results = read_results(study, Places(folder, folder))
     table = {row["arm"]: row for row in rows(study, results)}
-    return Finished(study, folder, read_json(folder / "study.json"), table, best_runs(study, results))
+    searched: dict[str, dict[float, dict[str, Any]]] = {arm.name: {} for arm in study.arms}
+    for run in study.search():
+        if "diverged" not in results[run.name]:
+            searched[run.arm][run.learning_rate] = results[run.name]
+    return Finished(study, folder, read_json(folder / "study.json"), table, best_runs(study, results), searched)
 
 
 @dataclass(frozen=True)
@@ -67,42 +73,53 @@ class Difference:
         best, worst = (-self.high, -self.low) if self.is_accuracy else (self.low, self.high)
         return True if worst <= margin else False if best > margin else None
 
+    @property
+    def interval(self) -> str:
+        return f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
     def __str__(self) -> str:
-        name = "points" if self.is_accuracy else "%"
-        return f"{100 * self.mean:+.1f} {name} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return f"{100 * self.mean:+.1f} {'points' if self.is_accuracy else '%'} {self.interval}"
 
 
-def difference(study: Finished, pairs: list[tuple[str, str]], text: str | None = None) -> Difference:
+def difference(
+    study: Finished, pairs: list[tuple[str, str]], text: str | None = None, pooled: bool = True
+) -> Difference:
     """The first arm of a pair less the second, on the test split or on a further text; of several pairs, no arm of
-    which is in two of them, the mean. Of an arm with a run that diverged nothing is known: its interval has no ends."""
+    which is in two of them, the mean. Of an arm with a run that diverged nothing is known: its interval has no ends.
+    Without `pooled` each arm has its own variance, as accuracies always do."""
     is_accuracy = measure_of(study.table[pairs[0][0]]) == "accuracy"
     measure = "accuracy" if is_accuracy else "loss"
     values = {arm: on_text(row, text)[measure]["values"] for arm, row in study.table.items()}
-    variances = _variances(values)
     arms = [arm for pair in pairs for arm in pair]
     # The loss is the logarithm of the perplexity, so the exponential of a difference is a ratio of perplexities.
     scale = float if is_accuracy else math.expm1
     mean = statistics.mean(statistics.mean(values[arm]) - statistics.mean(values[other]) for arm, other in pairs)
     if any("diverged" in study.table[arm] for arm in arms):
         return Difference(scale(mean), -math.inf, math.inf, is_accuracy)
-    error = math.sqrt(sum(variances[arm][0] / len(values[arm]) for arm in arms)) / len(pairs)
-    reach = _student(min(variances[arm][1] for arm in arms)) * error
+    reach = (_own_reach if is_accuracy or not pooled else _pooled_reach)(values, arms) / len(pairs)
     return Difference(scale(mean), scale(mean - reach), scale(mean + reach), is_accuracy)
 
 
-def _variances(values: dict[str, list[float]]) -> dict[str, tuple[float, int]]:
-    """Per arm the variance over seeds and its degrees of freedom, pooled but for the arms that scatter."""
-    own = {arm: (statistics.variance(each), len(each) - 1) for arm, each in values.items() if len(each) > 1}
-    steady = sorted(own, key=lambda arm: own[arm][0])
-    while len(steady) > 2 and own[steady[-1]][0] > SCATTERS * _pooled(own, steady[:-1])[0]:
-        steady.pop()
-    pooled = _pooled(own, steady)
-    return dict.fromkeys(values, pooled) | {arm: own[arm] for arm in own if arm not in steady}
+def _pooled_reach(values: dict[str, list[float]], arms: list[str]) -> float:
+    """Half of the interval of a sum of means, by the variance of all steady arms; one that scatters has its own."""
+    own = {arm: statistics.variance(each) for arm, each in values.items() if len(each) > 1}
+    bound = SCATTERS * statistics.median(own.values())
+    steady = [arm for arm in own if own[arm] <= bound]
+    freedom = sum(len(values[arm]) - 1 for arm in steady)
+    pooled = sum(own[arm] * (len(values[arm]) - 1) for arm in steady) / freedom
+    scattering = [arm for arm in arms if arm in own and arm not in steady]
+    error = math.sqrt(sum((own[arm] if arm in scattering else pooled) / len(values[arm]) for arm in arms))
+    return _student(min([freedom, *(len(values[arm]) - 1 for arm in scattering)])) * error
 
 
-def _pooled(own: dict[str, tuple[float, int]], arms: list[str]) -> tuple[float, int]:
-    freedom = sum(own[arm][1] for arm in arms)
-    return sum(own[arm][0] * own[arm][1] for arm in arms) / freedom, freedom
+def _own_reach(values: dict[str, list[float]], arms: list[str]) -> float:
+    """The same by the variance of each arm (B. L. Welch, 1947)."""
+    parts = [(statistics.variance(values[arm]) / len(values[arm]), len(values[arm]) - 1) for arm in arms]
+    total = sum(part for part, _ in parts)
+    if total == 0.0:
+        return 0.0
+    freedom = total**2 / sum(part**2 / freedom for part, freedom in parts)
+    return _student(int(freedom)) * math.sqrt(total)
 
 
 def _student(freedom: int) -> float:

@@ -11,6 +11,9 @@ from chiaroscuro.studies.study import Study
 from chiaroscuro.studies.table import Row, best_runs, measure_of, on_text
 
 MARKERS = "osD^v<>PX*hd"
+LINES = ("-", "--", ":")
+COLOURS = 10  # before they come again
+BESIDE: dict[str, Any] = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # of the axes
 
 
 def draw(study: Study, results: dict[str, dict[str, Any]], table: list[Row], folder: Path) -> list[Path]:
@@ -30,14 +33,15 @@ def _curves(own: dict[str, list[dict[str, Any]]]) -> Figure:
     """Training loss by step: the mean over the seeds, in a band from the lowest to the highest."""
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
-    for results in own.values():
+    for index, results in enumerate(own.values()):
         steps = [line["step"] for line in results[0]["curve"]]
         losses = [[line["loss"] for line in result["curve"]] for result in results]
         low, high = [min(each) for each in zip(*losses, strict=True)], [max(each) for each in zip(*losses, strict=True)]
-        (line,) = axes.plot(steps, [statistics.mean(each) for each in zip(*losses, strict=True)])
+        means = [statistics.mean(each) for each in zip(*losses, strict=True)]
+        (line,) = axes.plot(steps, means, linestyle=LINES[index // COLOURS % len(LINES)])
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel="step", ylabel="training loss")
-    axes.legend(axes.lines, own, frameon=False)
+    axes.legend(axes.lines, own, **BESIDE)
     return figure
 
 
@@ -63,21 +67,24 @@ def _shares(own: dict[str, list[dict[str, Any]]]) -> Figure | None:
 
 
 def _cost(table: list[Row]) -> Figure:
-    """What each arm reaches on the test split against the FLOPs it executes, with the deviation over seeds."""
+    """What each arm reaches on the test split against the FLOPs of its training, from the worst seed to the best."""
     measure = measure_of(table[0])
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     for index, row in enumerate(table):
+        reached = row[measure]
         axes.errorbar(
-            row["executed_ratio"]["mean"],
-            row[measure]["mean"],
-            yerr=row[measure]["deviation"],
+            row["training_flops"]["mean"],
+            reached["mean"],
+            yerr=[[reached["mean"] - min(reached["values"])], [max(reached["values"]) - reached["mean"]]],
             marker=MARKERS[index % len(MARKERS)],
             linestyle="none",
             label=row["arm"],
         )
-    axes.set(xlabel="executed FLOPs, to full attention", ylabel=measure)
-    axes.legend(frameon=False)
+    axes.set(xlabel="FLOPs of training, to full attention", ylabel=measure)
+    if measure == "perplexity":
+        axes.set_yscale("log")  # a run that came to a standstill is ten times the others
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -93,12 +100,11 @@ def _budgets(study: Study, table: list[Row]) -> Figure | None:
     for axes, text in zip(panels, texts, strict=True):
         for name, marker in zip(names, MARKERS, strict=False):
             points = [row for arm, row in zip(study.arms, table, strict=True) if name in arm.curves]
-            points.sort(key=lambda row: row["attention_ratio"]["mean"])
-            reached = [on_text(row, text)[measure] for row in points]
+            points = sorted((on_text(row, text) for row in points), key=lambda row: row["attention_ratio"]["mean"])
             axes.errorbar(
                 [row["attention_ratio"]["mean"] for row in points],
-                [each["mean"] for each in reached],
-                yerr=[each["deviation"] for each in reached],
+                [row[measure]["mean"] for row in points],
+                yerr=[row[measure]["deviation"] for row in points],
                 marker=marker,
                 capsize=2,
                 label=name,

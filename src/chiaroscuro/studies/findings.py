@@ -26,14 +26,18 @@ class Finding:
 def compared(
     pairs: list[tuple[Finished, str, str]], text: str | None = None
 ) -> tuple[list[list[str]], list[Difference]]:
-    """A table of arms against others, on the test split or on a further text, and the differences in it."""
+    """A table of arms against others, on the test split or on a further text, and the differences in it. Of perplexity
+    also the interval by the variances of the two arms alone."""
     measure = measure_of(pairs[0][0].table[pairs[0][1]])
     table = [["study", "arm", measure, "against", measure, "difference"]]
+    table[0] += ["by their own variances"] if measure == "perplexity" else []
     differences = []
     for study, arm, other in pairs:
         differences.append(difference(study, [(arm, other)], text))
-        results = shown(study, arm, text), shown(study, other, text)
-        table.append([study.study.name, arm, results[0], other, results[1], str(differences[-1])])
+        row = [study.study.name, arm, shown(study, arm, text), other, shown(study, other, text), str(differences[-1])]
+        if measure == "perplexity":
+            row.append(difference(study, [(arm, other)], text, pooled=False).interval)
+        table.append(row)
     return table, differences
 
 
@@ -52,6 +56,12 @@ def gained(found: Difference, wanted_better: bool = True) -> str:
     if found.worse:
         return FAILS if wanted_better else HOLDS
     return OPEN
+
+
+def worth(found: Difference, least: float) -> str:
+    """The verdict on a claim that an arm is better, which fails where it is better by less than `least` at the best."""
+    unlikely = (found.high if found.is_accuracy else -found.low) < least
+    return FAILS if unlikely else gained(found)
 
 
 def in_both(pre: Difference, post: Difference) -> str:

@@ -4,31 +4,38 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from chiaroscuro.modeling import read_json
 from chiaroscuro.studies.claims import CLAIMS, Claim
 from chiaroscuro.studies.clock import clock
 from chiaroscuro.studies.evidence import Finished, finished
-from chiaroscuro.studies.runner import Unfinished
+from chiaroscuro.studies.figures import draw
+from chiaroscuro.studies.runner import Places, Unfinished, read_results
 from chiaroscuro.studies.study import Study
-from chiaroscuro.studies.table import page_table, with_error
+from chiaroscuro.studies.table import Row, markdown, page_table, rows, with_error
+from chiaroscuro.training import write_json
 
 HEAD = """# What holds
 
 Made by `chiaroscuro report` from the files under `results/`; do not edit. Verdicts follow from the numbers by rules
 written in `src/chiaroscuro/studies/*findings.py`. Perplexity and accuracy are those of test text that nothing was
-chosen by, mean ± standard deviation over seeds, each arm at its own best learning rate. Differences come with their
-95 % intervals, from the variance over seeds of all arms of a study: of perplexity in per cent (lower is better), of
-accuracy in points. Models of two million parameters trained on three million tokens say what happens at that size, not
-at the published one.
+chosen by, mean ± standard deviation over seeds, each arm at its own best learning rate, which is chosen with the first
+seed. Differences come with their 95 % intervals: of perplexity in per cent (lower is better), from the variance over
+seeds of all arms of a study, and beside it from the variances of the two arms alone; of accuracy in points, from those
+alone. "Not settled" is a difference whose interval holds both answers. The rules were changed after `controls` and
+`ablation` had been run ([log.md](log.md)). Models of two million parameters trained on three million tokens say what
+happens at that size, not at the published one.
 """
 
 
 def report(studies: Sequence[Study], results: Path, page: Path) -> str:
     """The text of `page`, with links to the files of `results`. What is missing or not finished is named.
 
-    Raises ValueError when results are damaged or made by another plan.
+    Raises ValueError when there is no such folder, and when results are damaged or made by another plan.
     """
+    if not results.is_dir():
+        raise ValueError(f"no results at {results}")
     done = {}
     for study in studies:
         with suppress(Unfinished):
@@ -39,6 +46,23 @@ def report(studies: Sequence[Study], results: Path, page: Path) -> str:
     parts += [_tokens(path, to_results / "tokens" / path.parent.name) for path in token_studies]
     parts += [clock(results / "bench", to_results / "bench"), _studies(done, to_results)]
     return "\n".join(parts)
+
+
+def render(study: Study, results: dict[str, dict[str, Any]], folder: Path) -> list[Row]:
+    """Write the table of a finished study into `folder`, for readers and for programs, and its figures. Returns it."""
+    table = rows(study, results)
+    draw(study, results, table, folder / "figures")
+    write_json(folder / "table.json", {"rows": table})
+    (folder / "table.md").write_text(markdown(study, table), encoding="utf-8")
+    return table
+
+
+def render_finished(studies: Sequence[Study], results: Path) -> None:
+    """`render` for every study all of whose runs are below `results`."""
+    for study in studies:
+        folder = results / study.name
+        with suppress(Unfinished):
+            render(study, read_results(study, Places(folder, folder)), folder)
 
 
 def _summary(done: dict[str, Finished]) -> str:
@@ -55,7 +79,7 @@ def _section(number: int, claim: Claim, done: dict[str, Finished]) -> str:
     missing = [name for name in claim.needs if name not in done]
     if missing:
         commands = ", ".join(f"`chiaroscuro study {name}`" for name in missing)
-        return "\n".join([*lines, f"**Not settled.** These studies are not finished: {commands}.", ""])
+        return "\n".join([*lines, f"**Not finished.** To be run: {commands}.", ""])
     finding = claim.find(done)
     lines += [f"**Verdict: {finding.verdict}.** {' '.join(finding.reasons)}", "", page_table(finding.table)]
     return "\n".join([*lines, f"**What would change it.** {claim.changes}", ""])

@@ -35,10 +35,7 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
         for measure in ("loss", "perplexity", "bits_per_byte", "accuracy"):
             if own[0][measure] is not None:
                 row[measure] = _spread([result[measure] for result in own])
-        row["texts"] = {
-            text: {measure: _spread([result["test_on"][text][measure] for result in own]) for measure in TEXT_MEASURES}
-            for text in own[0].get("test_on", {})
-        }
+        row["texts"] = {text: _on(text, own) for text in own[0].get("test_on", {})}
         for ratio in RATIOS:
             row[ratio] = _spread([result["flops"][ratio] for result in own])
         trained = [_training_ratio(result["flops"]) * result["steps"] / study.plan.steps for result in own]
@@ -46,6 +43,13 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
         row["parameters"] = own[0]["parameters"]
         table.append(row)
     return table
+
+
+def _on(text: str, results: list[dict[str, Any]]) -> Row:
+    """The measures on a further text, and what is spent there."""
+    found = [result["test_on"][text] for result in results]
+    measures: Row = {measure: _spread([each[measure] for each in found]) for measure in TEXT_MEASURES}
+    return measures | {"attention_ratio": _spread([each["flops"]["attention_ratio"] for each in found])}
 
 
 def _training_ratio(flops: dict[str, float]) -> float:
@@ -67,8 +71,8 @@ def markdown(study: Study, table: list[Row]) -> str:
         study.question,
         "",
         f"Test split; mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}. The learning rate of "
-        f"each arm is chosen on the validation split among {rates}. FLOPs: to the same-size full attention; those of "
-        "training: to its whole training.",
+        f"each arm is chosen on the validation split among {rates}; one at an end of them may not be the best there "
+        "is. FLOPs: to the same-size full attention; those of training: to its whole training.",
         "",
     ]
     body = []
