@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from chiaroscuro import cli
+from chiaroscuro import ChiarConfig, cli
 from chiaroscuro.modeling import ChiarForCausalLM
 from chiaroscuro.training import TrainingPlan
 
@@ -149,7 +149,19 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["study", "smoke", "--processes", "0"], "--processes must be at least 1"),
         (["train", "--resume", "--out", "TAKEN", "--data", "ENGLISH", "--vocab-size", "300"], "nothing to resume"),
         (["compare", "--against", "chiar"], "nothing to compare"),
+        (["train", "--resume", "--out", "RUN", "--data", "ENGLISH", "--steps", "7"], "was started by another plan"),
+        (["train", "--data", "ENGLISH", "--lr", "nan"], "learning_rate must be positive, got nan"),
+        (["train", "--data", "ENGLISH", "--seed", "-1"], "seed must lie in [0, 2^32), got -1"),
         (["eval", "absent"], "no run folder at absent"),
+        (["app", "absent"], "no run folder at absent"),
+        (["report", "--results", "absent"], "no results at absent"),
+        (
+            ["audit", "chiar", "--data", "BINARY"],
+            "--data is encoded with the tokenizer of a run, and chiar is a recipe",
+        ),
+        (["bench", "op", "--length", "0"], "length must be at least 1, got 0"),
+        (["bench", "layer", "--length", "8", "--heads", "0"], "heads must be at least 1, got 0"),
+        (["bench", "layer", "--hidden-size", "64"], "sizes go with --length"),
         (["eval", "TAKEN"], "is not a run folder: config.json is missing"),
         (["eval", "RUN", "--split", "all"], "unknown split 'all'; known splits: train, validation, test"),
         (["generate", "RUN", ""], "the prompt is empty"),
@@ -181,6 +193,25 @@ def test_bad_input_is_told_in_one_line(call, run, english, tmp_path, monkeypatch
     assert err.count("\n") == 1
     assert not out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_recipe_with_sizes_of_its_own_keeps_them_unless_told(call, english, tmp_path):
+    short = ("--data", english, "--vocab-size", "300", "--steps", "1", "--batch-size", "1", "--seq-len", "17", "--json")
+    sizes = {}
+    for name, more in (("v1_dct_attention", ()), ("v1_full_attention", ("--hidden-size", "32")), ("chiar", ())):
+        code, _, _ = call("train", "--recipe", name, *short, *more, "--out", tmp_path / name)
+        assert code == 0
+        config = ChiarConfig.from_pretrained(tmp_path / name)
+        sizes[name] = (config.hidden_size, config.num_hidden_layers)
+    assert sizes == {"v1_dct_attention": (256, 4), "v1_full_attention": (32, 4), "chiar": (128, 4)}
+
+
+def test_a_recipe_of_the_paper_is_compared_with_the_baseline_of_the_paper(call, english, tmp_path):
+    code, out, _ = call(
+        "compare", "--recipe", "v2", "--data", english, "--steps", 1, "--out", tmp_path / "two", "--json"
+    )
+    assert code == 0
+    assert list(json.loads(out)["runs"]) == ["v2", "v2_full_attention"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chiaroscuro.studies import STUDIES, report
+from chiaroscuro.studies.evidence import difference, finished
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,6 +73,21 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_result():
     for words, number in comparison["by_chance"].items():
         assert f"By chance: {words}, {number:.4g}, on the same held-out text." in readme
     assert chiar["versions"]["commit"] == full["versions"]["commit"]
+
+
+def test_what_the_readme_says_of_the_recipes_is_what_the_study_found():
+    readme = (ROOT / "README.md").read_text()
+    controls = finished(STUDIES["controls"], ROOT / "results" / "controls")
+    arms = ("entropy", "full attention", "two attention layers")
+    entropy, full, two = (controls.table[arm]["perplexity"]["mean"] for arm in arms)
+    assert f"full attention ({entropy:.1f} to {full:.1f})" in readme
+    spent = [controls.table[arm]["executed_ratio"]["mean"] for arm in ("two attention layers", "entropy")]
+    assert f"({two:.1f}, at {spent[0]:.2f} of all FLOPs against {spent[1]:.2f})" in readme
+    lost = [
+        100 * difference(controls, [("entropy", arm)]).mean for arm in (arms[1], "full attention, FLOPs of entropy")
+    ]
+    assert f"it costs {lost[0]:.0f} % of perplexity" in readme
+    assert f"and {lost[1]:.0f} % after as many FLOPs" in readme
 
 
 def test_the_times_in_the_readme_are_those_of_the_committed_results():

@@ -33,9 +33,11 @@ def subject(name: str, data: str | None = None) -> tuple[PreTrainedModel, Tensor
     name: a recipe, which is built small; a run folder; or a folder with `config.json`, and weights as safetensors or
         none. Of a classifier its body is taken. Raises ValueError for anything else.
     """
-    if name in RECIPES:
+    if name in RECIPES and data is None:
         return _untrained(name)
     folder = Path(name)
+    if name in RECIPES and not folder.exists():
+        raise ValueError(f"--data is encoded with the tokenizer of a run, and {name} is a recipe")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name} is neither a folder with a config.json nor a recipe; recipes: {', '.join(RECIPES)}")
     config = load_config(folder)

@@ -35,6 +35,9 @@ class Sizes:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
+        for name in ("batch", "length", "width", "heads", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads of an even size")
 

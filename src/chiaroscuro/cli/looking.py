@@ -118,6 +118,9 @@ def serve(
         raise ValueError(f"the page needs gradio: pip install 'chiaroscuro[app]' ({error})") from error
 
     note, folders = "", runs or room.last_runs(Path("runs"))
+    for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"no run folder at {folder}")
     if not runs and folders:
         note = f"Showing the last run found, {folders[0]}."
     if not folders:

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from click.core import ParameterSource
 
 from chiaroscuro import tables
-from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console, free_folder, show, sources
+from chiaroscuro.cli.root import AsJson, BatchSize, app, console, free_folder, given, show, sources
 
 if TYPE_CHECKING:
     from chiaroscuro.training import Run
@@ -26,6 +25,7 @@ Steps = Annotated[int, typer.Option(help="optimiser steps")]
 SeqLen = Annotated[int, typer.Option(help="tokens per window")]
 LearningRate = Annotated[float, typer.Option("--lr", help="peak learning rate")]
 VocabSize = Annotated[int, typer.Option(help="entries of the trained tokenizer")]
+OwnSize = Annotated[int | None, typer.Option(help="default: the recipe's, or that of a small model where it has none")]
 Seed = Annotated[int, typer.Option(help="seed of weights, data order and dropout")]
 
 
@@ -49,9 +49,9 @@ def train(
     seq_len: SeqLen = 128,
     lr: LearningRate = 2e-3,
     vocab_size: VocabSize = 2048,
-    hidden_size: HiddenSize = 128,
-    layers: Layers = 4,
-    heads: Heads = 4,
+    hidden_size: OwnSize = None,
+    layers: OwnSize = None,
+    heads: OwnSize = None,
     seed: Seed = 0,
     mix: Annotated[
         list[str] | None,
@@ -70,7 +70,7 @@ def train(
 ) -> None:
     """Train one model and leave a run folder."""
     from chiaroscuro.data import check_source
-    from chiaroscuro.training import TrainingPlan, prepare, ranks, started_plan, train
+    from chiaroscuro.training import SMALL, TrainingPlan, prepare, ranks, sizes_of, started_plan, train
 
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on in")
@@ -93,7 +93,8 @@ def train(
         test_on=sources(test_on),
         save_every=save_every,
         bf16=bf16,
-        fields={"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads},
+        fields=sizes_of(recipe)
+        | {name: size for name, size in zip(SMALL, (hidden_size, layers, heads), strict=True) if size is not None},
     )
     if resume and out is not None and not given(context) - {"out", "resume", "fsdp", "as_json"}:
         plan = started_plan(out)
@@ -109,7 +110,7 @@ def train(
 @app.command(epilog="Example: chiaroscuro compare --steps 200 --out runs/quick")
 def compare(
     recipe: Annotated[str, typer.Option(help="the recipe to try")] = "chiar",
-    against: Annotated[str, typer.Option(help="the recipe to hold it against")] = "full_attention",
+    against: Annotated[str | None, typer.Option(help="the recipe to hold it against; default: its baseline")] = None,
     data: Data = "shakespeare",
     out: Annotated[Path | None, typer.Option(help="folder to make; default: runs/compare-N")] = None,
     steps: Steps = 600,
@@ -119,10 +120,11 @@ def compare(
     """Train a recipe and its same-size twin alike, and show what each costs and how well it does."""
     from chiaroscuro import training
     from chiaroscuro.analysis import png, route_text
+    from chiaroscuro.modeling.recipes import recipe_named
 
     plan = training.TrainingPlan(recipe=recipe, data=data, steps=steps, seed=seed)
     out = out or free_folder("compare")
-    comparison = training.compare(plan, against, out)
+    comparison = training.compare(plan, against or recipe_named(recipe).baseline, out)
     run = training.load_run(out / recipe)
     picture = out / "routing.png"
     png(route_text(run.model, run.tokenizer, passage(run)), picture)
@@ -152,11 +154,6 @@ def convert(
     model = convert(checkpoint)
     model.save_pretrained(new_run_folder(out))
     print(f"{model.num_parameters():,} parameters written to {out}")
-
-
-def given(context: typer.Context) -> set[str]:
-    """The options that were written on the command line."""
-    return {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
 
 
 def passage(run: "Run", tokens: int = 160) -> str:

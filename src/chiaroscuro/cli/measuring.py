@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from chiaroscuro import tables
-from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console, sources
+from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console, given, sources
 
 
 @app.command(epilog="Example: chiaroscuro study smoke --processes 2")
@@ -54,6 +54,7 @@ def report(
 
 @app.command(epilog="Example: chiaroscuro bench layer --rounds 9")
 def bench(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(help="op, spectral, layer, model, train, decode or compile")],
     rounds: Annotated[int, typer.Option(min=2, help="times that each side is run, in turn with the others")] = 9,
     lengths: Annotated[
@@ -77,6 +78,8 @@ def bench(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     if plot is not None and not lengths:
         raise ValueError("--plot needs --length, more than once")
+    if not lengths and given(context) & {"batch_size", "hidden_size", "layers", "heads"}:
+        raise ValueError("sizes go with --length; without it the sizes that have bounds are timed")
     wanted: dict[int, bench.Sizes | None] = {
         length: bench.Sizes(batch_size, length, hidden_size, heads, layers, device, dtype) for length in lengths or ()
     }

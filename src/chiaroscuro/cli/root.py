@@ -70,3 +70,10 @@ def show(results: dict[str, Any], as_json: bool) -> None:
         console.print_json(data=results)
         return
     console.print(tables.runs({str(results.get("recipe", "")): results}))
+
+
+def given(context: typer.Context) -> set[str]:
+    """The options that were written on the command line."""
+    origins = {name: context.get_parameter_source(name) for name in context.params}
+    # By its name, since newer versions of typer have a click of their own.
+    return {name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"}

@@ -42,11 +42,13 @@ def _between(middle: list[list[str]], layers: int) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A plan of layers and the fields that are not at their default."""
+    """A plan of layers and the fields that are not at their default. baseline: the recipe of the same body that attends
+    in every layer."""
 
     summary: str
     plan: Plan
     fields: dict[str, Any] = field(default_factory=dict)
+    baseline: str = "full_attention"
 
 
 _V1 = {
@@ -69,18 +71,25 @@ _V2 = _V2_BASELINE | {"meta_router": "causal", "tau_low": 0.855, "tau_high": 0.8
 _400M = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 28, "tau_low": 0.8935, "tau_high": 0.8973}
 
 RECIPES: dict[str, Recipe] = {
-    "chiar": Recipe("recommended: DCT, then DCT|attention by entropy, then attention; pre-norm, rotary positions", _v2),
+    "chiar": Recipe(
+        "the paper's routing on a body of today: DCT, then DCT|attention by entropy, then attention; pre-norm, rotary",
+        _v2,
+    ),
     "full_attention": Recipe(
         "the same-size baseline of chiar: attention in every layer; pre-norm, rotary positions", _all_attention
     ),
     "v1_full_attention": Recipe("the paper's first baseline: post-norm, learned positions", _all_attention, _V1),
-    "v1_three_operator": Recipe("the paper, first version: DCT, RBF and attention", _v1_three_operator, _V1_ROUTED),
-    "v1_dct_attention": Recipe("the paper, first version: DCT and attention", _v1_dct_attention, _V1_ROUTED),
+    "v1_three_operator": Recipe(
+        "the paper, first version: DCT, RBF and attention", _v1_three_operator, _V1_ROUTED, "v1_full_attention"
+    ),
+    "v1_dct_attention": Recipe(
+        "the paper, first version: DCT and attention", _v1_dct_attention, _V1_ROUTED, "v1_full_attention"
+    ),
     "v2_full_attention": Recipe(
         "the paper's second baseline: post-norm, rotary positions", _all_attention, _V2_BASELINE
     ),
-    "v2": Recipe("the paper, second version, at the size of the first", _v2, _V2),
-    "v2_400m": Recipe("the paper, second version, full size", _v2, _V2 | _400M),
+    "v2": Recipe("the paper, second version, at the size of the first", _v2, _V2, "v2_full_attention"),
+    "v2_400m": Recipe("the paper, second version, full size", _v2, _V2 | _400M, "v2_full_attention"),
 }
 
 

@@ -12,20 +12,21 @@ from chiaroscuro.training.folder import (
     write_json,
 )
 from chiaroscuro.training.mixed import prepare, task_of
-from chiaroscuro.training.plan import TrainingPlan
+from chiaroscuro.training.plan import SMALL, TrainingPlan, sizes_of
 from chiaroscuro.training.ranks import ranks
 from chiaroscuro.training.run import Stopped, started_plan, train
 from chiaroscuro.training.task import LanguageModelling, Task
 from chiaroscuro.training.trainer import Diverged, NotSaved, ShareSchedule, ThresholdRefresh
 
 __all__ = [
-    "METRICS",
-    "PLAN",
-    "RESULTS",
     "Diverged",
     "LanguageModelling",
+    "METRICS",
     "NotSaved",
+    "PLAN",
+    "RESULTS",
     "Run",
+    "SMALL",
     "ShareSchedule",
     "Stopped",
     "Task",
@@ -36,6 +37,7 @@ __all__ = [
     "new_run_folder",
     "prepare",
     "ranks",
+    "sizes_of",
     "started_plan",
     "task_of",
     "train",

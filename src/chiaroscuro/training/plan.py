@@ -1,5 +1,6 @@
 """What a training run is told: the recipe, the text, and the budget."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -11,6 +12,11 @@ from chiaroscuro.modeling.recipes import recipe_named
 LOGS_PER_RUN = 50
 # A model that learns something of a play in a minute on two cores.
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+
+
+def sizes_of(recipe: str) -> dict[str, int]:
+    """The fields of a model's size, where the recipe itself does not give it. Raises ValueError for unknown recipes."""
+    return {name: size for name, size in SMALL.items() if name not in recipe_named(recipe).fields}
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,10 @@ class TrainingPlan:
             raise ValueError(f"a further text cannot be called {taken[0]!r}, which is a split")
         if self.seq_len < 2:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
 
     @property
     def log_every(self) -> int:
