@@ -56,6 +56,15 @@ def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
             assert list(y) == pytest.approx([least + 10 * (1 - each) for each in x])
 
 
+def test_arms_as_large_as_full_attention_are():
+    counts = {
+        run.arm: ChiarForCausalLM(run.plan.config({"vocab_size": 2048})).num_parameters() for run in HALF.search()
+    }
+    assert counts["as many parameters, whole layers, 50 %"] == pytest.approx(counts["full attention"], rel=1e-3)
+    assert counts["as many parameters, benefit, 25 %"] == pytest.approx(counts["full attention"], rel=1e-3)
+    assert counts["whole layers, 50 %"] < 0.9 * counts["full attention"]
+
+
 def test_the_budgets_of_text_are_those_asked_for():
     for router in ROUTERS:
         budgets = {spent(arm.name) for arm in BUDGETS.arms if router in arm.curves}

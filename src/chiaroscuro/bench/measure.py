@@ -1,9 +1,11 @@
-"""Time the sides of a case in turn, in one process, so that what else the machine does falls on all of them alike."""
+"""Time the sides of a case in turn, in one process, so that what else the machine does falls on all of them alike; each
+round in another order."""
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -62,9 +64,10 @@ def measure(case: Case, rounds: int) -> Measured:
     case.check()
     sides = case.sides
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    order = Random(0)  # since what a side leaves in the caches meets the next
     for number in range(WARM_UP + rounds):
-        for name, run in sides.items():
-            taken = _seconds(run)
+        for name in order.sample(list(sides), len(sides)):
+            taken = _seconds(sides[name])
             if number >= WARM_UP:
                 seconds[name].append(taken)
     ours, *others = sides

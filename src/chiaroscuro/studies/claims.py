@@ -112,7 +112,7 @@ CLAIMS = (
     Claim(
         "Mixed training",
         "28.56 against 27.51 test perplexity for v2: a batch of another task at a quarter of the steps costs little.",
-        "The same for v2 and its baseline, with sentiment and ListOps as further tasks, each on a head of its own. Their "
+        "The same for v2 and its baseline, with sentiment and ListOps as further tasks on heads of their own. Their "
         "batches come on top of those of text; FLOPs leave them out.",
         ("mixed",),
         paper.mixed,

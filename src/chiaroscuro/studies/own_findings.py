@@ -1,6 +1,6 @@
 """The rules by which our own claims are judged."""
 
-from chiaroscuro.studies.budgets import LAYERS, POST_NORM, TWIN
+from chiaroscuro.studies.budgets import AS_LARGE, LAYERS, POST_NORM, TWIN
 from chiaroscuro.studies.evidence import difference
 from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, worth
 
@@ -10,9 +10,11 @@ RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twi
 
 
 def half_of_the_attention(studies: Studies) -> Finding:
-    study, half = studies["half"], f"{LAYERS}, 50 %"
+    study, half, quarter = studies["half"], f"{LAYERS}, 50 %", "benefit, 25 %"
     pairs = [(study, half, TWIN), (study, f"{POST_NORM}{half}", f"{POST_NORM}{TWIN}")]
-    pairs += [(study, "benefit, 25 %", TWIN), (study, f"{POST_NORM}{TWIN}", TWIN)]
+    pairs += [
+        (study, arm, TWIN) for arm in (quarter, f"{AS_LARGE}{half}", f"{AS_LARGE}{quarter}", f"{POST_NORM}{TWIN}")
+    ]
     table, own = compared(pairs)
     further, other = compared(pairs, "wikitext")
     return Finding(
@@ -20,8 +22,9 @@ def half_of_the_attention(studies: Studies) -> Finding:
         [
             f"Attention in the upper half of the layers only, against all: {own[0]}, on WikiText's text {other[0]}, "
             f"with post-norm {own[1]} and {other[1]}. With half of the tokens in those layers, a quarter in all: "
-            f"{own[2]} and {other[2]}. Post-norm itself changes full attention by {own[3]} and {other[3]}. The second "
-            "half of the table is WikiText's."
+            f"{own[2]} and {other[2]}. With the parameters back, in wider feed-forward networks: {own[3]}, {other[3]} at "
+            f"half, {own[4]} and {other[4]} at a quarter. Post-norm itself changes full attention by {own[5]} and "
+            f"{other[5]}. The second half of the table is WikiText's."
         ],
         table + further[1:],
     )
