@@ -22,7 +22,7 @@ def half_of_the_attention(studies: Studies) -> Finding:
         [
             f"Attention in the upper half of the layers only, against all: {own[0]}, on WikiText's text {other[0]}, "
             f"with post-norm {own[1]} and {other[1]}. With half of the tokens in those layers, a quarter in all: "
-            f"{own[2]} and {other[2]}. With the parameters back, in wider feed-forward networks: {own[3]}, {other[3]} at "
+            f"{own[2]} and {other[2]}. Parameters given back, in wider feed-forward networks: {own[3]}, {other[3]} at "
             f"half, {own[4]} and {other[4]} at a quarter. Post-norm itself changes full attention by {own[5]} and "
             f"{other[5]}. The second half of the table is WikiText's."
         ],
