@@ -152,8 +152,8 @@ class ChiarLayer(GradientCheckpointingLayer):
     def _feed_forward(self, x_BTD: Tensor, routing: Routing | None) -> Tensor:
         if routing is None or len(self.feed_forwards) == 1:
             return self.feed_forwards[0](x_BTD)
-        contexts = [NO_CONTEXT] * len(self.feed_forwards)
-        return dispatch(cast(list[FeedForward], self.feed_forwards), x_BTD, routing, contexts, self.mixer.sparse)
+        networks = cast(list[FeedForward], self.feed_forwards)
+        return dispatch(networks, x_BTD, routing, lambda index: NO_CONTEXT, self.mixer.sparse)
 
     def flops(self, batch_size: int, length: int, trace: RoutingTrace | None = None, past: int = 0) -> Flops:
         """Forward FLOPs: of the routing in `trace`, or else of tokens spread evenly over positions, each operator

@@ -130,8 +130,7 @@ def _kept_tables(D: int, dtype: torch.dtype, device: torch.device) -> Tables:
 def tables_for(D: int, x: Tensor) -> Tables:
     """For transforms of D channels on the device of x. Kept, unless x is of a kind that only stands for tensors."""
     plain = type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-    with torch.no_grad():
-        return (_kept_tables if plain else _make_tables)(D, x.dtype, x.device)
+    return (_kept_tables if plain else _make_tables)(D, x.dtype, x.device)
 
 
 def forward_rows(x: Tensor, X: Tensor, samples: Tensor, tables: Tables) -> None:

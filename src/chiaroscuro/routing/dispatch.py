@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D model channels, O operators, M chosen tokens of all rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -47,24 +47,23 @@ class Routing:
 
 
 def dispatch(
-    modules: Sequence[Mixer], x_BTD: Tensor, routing: Routing, contexts: Sequence[Context], sparse: bool
+    modules: Sequence[Mixer], x_BTD: Tensor, routing: Routing, context_of: Callable[[int], Context], sparse: bool
 ) -> Tensor:
-    """sum_o gate_o * module_o(x), (B, T, D).
+    """sum_o gate_o * module_o(x), (B, T, D). `context_of` gives the context of each module, and is asked for those that
+    are run only.
 
     Sparse: each module computes its own tokens only. Dense: each computes all tokens and the gates blend them. For hard
     choices outputs and gradients are equal.
     """
     if sparse and x_BTD.shape[:2] == (1, 1) and routing.valid_BT is None and not routing.weighted:
-        return _dispatch_one(modules, x_BTD, routing, contexts)
+        return _dispatch_one(modules, x_BTD, routing, context_of)
     if sparse:
         assert routing.chosen is not None
-        rows = [
-            module(x_BTD, chosen, context)
-            for module, chosen, context in zip(modules, routing.chosen, contexts, strict=True)
-        ]
+        rows = [module(x_BTD, routing.chosen[index], context_of(index)) for index, module in enumerate(modules)]
         return _put_back(rows, routing, x_BTD)
     out = torch.zeros_like(x_BTD)
-    for index, (module, context) in enumerate(zip(modules, contexts, strict=True)):
+    for index, module in enumerate(modules):
+        context = context_of(index)
         if routing.chosen is not None:
             context = replace(context, routed_BT=routing.chosen[index].mask_BT)
         out = out + routing.gates_BTO[..., index, None] * module(x_BTD, None, context)
@@ -87,15 +86,17 @@ def _put_back(rows: Sequence[Tensor], routing: Routing, x_BTD: Tensor) -> Tensor
     return out.view_as(x_BTD)
 
 
-def _dispatch_one(modules: Sequence[Mixer], x_BTD: Tensor, routing: Routing, contexts: Sequence[Context]) -> Tensor:
+def _dispatch_one(
+    modules: Sequence[Mixer], x_BTD: Tensor, routing: Routing, context_of: Callable[[int], Context]
+) -> Tensor:
     """The same for a single token, as in generation: nothing to gather and to put back. Operators that the token does
     not go to are shown it only if they remember tokens."""
     taken = int(routing.choice_BT)
     nothing = Chosen.none(1, 1, x_BTD.device)
-    for index, (module, context) in enumerate(zip(modules, contexts, strict=True)):
+    for index, module in enumerate(modules):
         if index != taken and module.state_size(1):
-            module(x_BTD, nothing, context)
-    return modules[taken](x_BTD, None, contexts[taken])
+            module(x_BTD, nothing, context_of(index))
+    return modules[taken](x_BTD, None, context_of(taken))
 
 
 class RoutedMixer(nn.Module):
@@ -168,13 +169,14 @@ class RoutedMixer(nn.Module):
         modules = self._mixers_in_order
         routing = None if self.router is None else self.route(x_BTD, context)
         spectrum_BTP = context.spectrum_BTP if routing is None else routing.spectrum_BTP
-        contexts = [
-            replace(context, spectrum_BTP=spectrum_BTP, state=context.state if states is None else states[operator])
-            for operator in self.operators
-        ]
+
+        def context_of(index: int) -> Context:
+            state = context.state if states is None else states[self.operators[index]]
+            return replace(context, spectrum_BTP=spectrum_BTP, state=state)
+
         if routing is None:
-            return modules[0](x_BTD, None, contexts[0]), None
-        return dispatch(modules, x_BTD, routing, contexts, self.sparse), routing
+            return modules[0](x_BTD, None, context_of(0)), None
+        return dispatch(modules, x_BTD, routing, context_of, self.sparse), routing
 
     def flops(self, works: Sequence[Work]) -> Flops:
         """Forward FLOPs, given the work of each operator when it is run on its own tokens only."""
