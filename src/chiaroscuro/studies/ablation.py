@@ -16,7 +16,6 @@ PLAN = TrainingPlan(
 )
 SEEDS = (0, 1, 2)
 _NO_DROPOUT = {"dropout": 0.0}  # one pass over the text: there is nothing to overfit
-
 _WITHOUT_MIXING = {"layer_operators": [["dct"], ["dct", "linear"], ["linear", "attention"], ["attention"]]}
 
 
