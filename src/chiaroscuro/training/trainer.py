@@ -5,6 +5,8 @@ Shapes: B batch, T tokens, O operators.
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +83,24 @@ class RoutingTrainer(Trainer):
         return Path(self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = self._checkpoints
-        try:
+        with self._saving():
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                settle(folder, self.state.global_step)
+        self.accelerator.wait_for_everyone()  # which fails where another process died
+        if self.args.should_save:
+            with self._saving():
+                settle(self._checkpoints, self.state.global_step)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Raises NotSaved for what cannot be written, and leaves nothing of it."""
+        try:
+            yield
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of these
-            discard_drafts(folder)
-            whole, _ = last_whole(folder)
+            discard_drafts(self._checkpoints)
+            whole, _ = last_whole(self._checkpoints)
             left = "there is none before it" if whole is None else f"the last one is {whole}"
             raise NotSaved(f"checkpoint of step {self.state.global_step} not saved ({error}): {left}") from error
-        self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         means = {
