@@ -40,6 +40,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_judge_it(plan, tmp_path):
     returned = train(plan, prepare(plan), out)
     for name in ("config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "results.json"):
         assert (out / name).is_file()
+    assert not list(out.glob("*.bin"))  # nothing pickled, as transformers' own settings would be
     results = json.loads((out / "results.json").read_text())
     assert results == returned
     expected = "recipe task data seed steps tokens_seen parameters loss perplexity bits_per_byte accuracy flops routing"

@@ -69,8 +69,8 @@ class Mixer(nn.Module, ABC):
     It keeps the rows of a batch apart, and when `causal` the output at a position depends on nothing after it. Given
     `chosen` it returns the output of the chosen tokens only, flat rows (M, D), equal to what it returns for them when
     all are asked for, unless it lets chosen tokens see chosen tokens only; else those that are not chosen may still
-    serve as context. Called on consecutive pieces of a
-    sequence with the same `state`, it returns the pieces of what it returns for the whole.
+    serve as context. Called on consecutive pieces of a sequence with the same `state`, it returns the pieces of what it
+    returns for the whole.
     """
 
     causal: bool = True

@@ -77,7 +77,10 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
         finally:
             bar.progress.stop()
         trained = out
-        trainer.save_model(str(out))  # where they are spread, all put their parts together
+        if sharded:
+            trainer.save_model(str(out))  # all put their parts together
+        elif ranks().is_main_process:
+            model.save_pretrained(out)
     if not ranks().is_main_process:
         return {}
     # As anyone else will read it: what was trained may still multiply in bfloat16.
