@@ -70,6 +70,13 @@ def test_sides_are_run_in_changing_turns_and_ratios_are_of_the_same_round():
     assert set(rounds) == {"ab", "ba"}
     assert 0.3 < measured.ratio[FULL][0] < 0.8
     assert not measured.met
+    assert measured.rounds == 5
+
+
+def test_what_is_soon_over_is_timed_more_often():
+    case = bench.Case("sleep", "all", {OURS: lambda: time.sleep(0.001), FULL: lambda: time.sleep(0.001)}, lambda: None)
+    measured = measure(case, rounds=2, enough=0.05)
+    assert 5 <= measured.rounds <= 25
 
 
 def test_the_peak_is_of_what_is_held_at_a_time():
@@ -90,6 +97,8 @@ def test_the_command_reports_and_draws(monkeypatch, capsys, tmp_path):
         "op",
         "--rounds",
         "2",
+        "--seconds",
+        "0",
         "--length",
         "20",
         "--length",

@@ -90,9 +90,10 @@ def test_chosen_rows_are_the_rows_of_the_dense_output(name, keys, B, T, share, p
     share=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
     padded=st.booleans(),
     training=st.booleans(),
+    noted=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, padded, training, seed):
+def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, padded, training, noted, seed):
     torch.manual_seed(seed)
     T = sum(cuts)
     mixer, x, mask = build(name, attention_keys=keys), tokens(2, T), torch.rand(2, T) < share
@@ -107,7 +108,10 @@ def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, padded
         context = Context(valid_BT=valid[:, now] if padded else None, rotary=(cos[:, now], sin[:, now]), state=state)
         piece = mask[:, now]
         with torch.set_grad_enabled(training):
-            out[:, now][piece] = mixer(x[:, now], Chosen(piece), context)
+            if noted and not piece.any():
+                mixer.remember(x[:, now], context)
+            else:
+                out[:, now][piece] = mixer(x[:, now], Chosen(piece), context)
         start += size
     torch.testing.assert_close(out[mask], whole, atol=1e-10, rtol=0)
 

@@ -101,6 +101,10 @@ def test_one_channel_has_no_noise_entropy():
         noise_entropy(1)
 
 
-def test_entropy_of_what_is_not_a_number_is_refused():
+@pytest.mark.parametrize("shape", [(2,), (1, 1, 2), (3, 2)])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_entropy_of_what_is_not_a_number_is_refused(shape, value):
+    x = torch.ones(shape)
+    x[..., 0] = value
     with pytest.raises(ValueError, match="NaN or infinity"):
-        spectral_entropy(torch.tensor([float("nan"), 1.0]))
+        spectral_entropy(x)

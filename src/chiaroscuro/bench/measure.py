@@ -1,10 +1,12 @@
 """Time the sides of a case in turn, in one process, so that what else the machine does falls on all of them alike; each
 round in another order."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -59,18 +61,23 @@ class Measured:
         return asdict(self) | {name: getattr(self, name) for name in told}
 
 
-def measure(case: Case, rounds: int) -> Measured:
-    """Raises AssertionError when the sides do not agree on what they compute: times of wrong results say nothing."""
+def measure(case: Case, rounds: int, enough: float = 0.0) -> Measured:
+    """Time so many `rounds` at the least, and more until `enough` seconds have been measured: what is over in
+    milliseconds is not told from noise by a few rounds. Raises AssertionError when the sides do not agree on what they
+    compute: times of wrong results say nothing."""
     case.check()
     sides = case.sides
+    ours, *others = sides
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     order = Random(0)  # since what a side leaves in the caches meets the next
-    for number in range(WARM_UP + rounds):
+    for number in count():
         for name in order.sample(list(sides), len(sides)):
             taken = _seconds(sides[name])
             if number >= WARM_UP:
                 seconds[name].append(taken)
-    ours, *others = sides
+        done = len(seconds[ours])
+        if done >= rounds and sum(map(sum, seconds.values())) >= enough:
+            break
     ratio = {
         other: _quartiles([mine / theirs for mine, theirs in zip(seconds[ours], seconds[other], strict=True)])
         for other in others
@@ -78,7 +85,7 @@ def measure(case: Case, rounds: int) -> Measured:
     return Measured(
         case.name,
         case.keys,
-        rounds,
+        done,
         {name: statistics.median(taken) for name, taken in seconds.items()},
         ratio,
         {name: executed_flops(run) for name, run in sides.items()},
@@ -110,6 +117,7 @@ def peak_bytes(run: Callable[[], Any]) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or torch's profiler tells of itself on standard error
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     assert profiler.profiler is not None

@@ -56,7 +56,10 @@ def report(
 def bench(
     context: typer.Context,
     target: Annotated[str, typer.Argument(help="op, spectral, layer, model, train, decode or compile")],
-    rounds: Annotated[int, typer.Option(min=2, help="times that each side is run, in turn with the others")] = 9,
+    rounds: Annotated[
+        int, typer.Option(min=2, help="times that each side is run at least, in turn with the others")
+    ] = 9,
+    seconds: Annotated[float, typer.Option(min=0, help="more rounds until a case has been timed for so long")] = 20.0,
     lengths: Annotated[
         list[int] | None, typer.Option("--length", help="tokens; may be repeated; default: the sizes that have bounds")
     ] = None,
@@ -84,7 +87,7 @@ def bench(
         length: bench.Sizes(batch_size, length, hidden_size, heads, layers, device, dtype) for length in lengths or ()
     }
     measured = {
-        length: [bench.measure(case, rounds) for case in bench.cases(target, sizes)]
+        length: [bench.measure(case, rounds, seconds) for case in bench.cases(target, sizes)]
         for length, sizes in (wanted or {0: None}).items()
     }
     report = {

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from chiaroscuro.mixers.base import NO_CONTEXT, Context, Mixer, register_mixer
 from chiaroscuro.mixers.flops import Flops, Work, linear_flops
-from chiaroscuro.mixers.memory import append, mark_usable, recall, seen, wait
+from chiaroscuro.mixers.memory import append, mark_usable, recall, wait
 from chiaroscuro.ops import Chosen, chosen_attention, packed_attention, rotate
 
 
@@ -62,18 +62,16 @@ class AttentionMixer(Mixer):
         )
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
-        among = chosen if self.keys == "routed" else None  # the only tokens that serve as keys; None: all do
-        past = seen(context.state)
-        usable_BK = self._mark_usable(x_BTD, among, context)
+        if chosen is not None and chosen.Q == 0 and _nothing_wanted(context):
+            self.remember(x_BTD, context)
+            return x_BTD.new_empty(0, x_BTD.shape[2])
         if context.attentions is not None and self.keys == "routed":
             raise ValueError("output_attentions: with attention_keys='routed' most keys have no weights")
-        if chosen is not None and chosen.Q == 0 and not torch.is_grad_enabled() and context.attentions is None:
-            # Nobody asks. (In training the weights get their zero gradient below.)
-            if context.state is not None and among is None:
-                wait(context.state, x_BTD, context.rotary)
-            return x_BTD.new_empty(0, x_BTD.shape[2])
+        among = chosen if self.keys == "routed" else None  # the only tokens that serve as keys; None: all do
+        usable_BK = self._mark_usable(x_BTD, among, context)
         asking = x_BTD if chosen is None else chosen.take(x_BTD)
         k, v = self._keys_and_values(x_BTD if among is None else asking, among, context)
+        past = k.shape[2] - (x_BTD.shape[1] if among is None else among.Q)
         q = self._heads(self.query(asking), context.rotary, chosen)
         mask = None if self.keys == "routed" else context.attention_mask  # which is one over all tokens
         if x_BTD.shape[1] == 1 and usable_BK is None and mask is None:
@@ -93,6 +91,13 @@ class AttentionMixer(Mixer):
             context.attentions.append(_weights(q, k, visible_BQ, usable_BK, chosen))
         out = out.transpose(1, 2).flatten(2)
         return self.out(out if chosen is None else chosen.unpad(out))
+
+    def remember(self, x_BTD: Tensor, context: Context) -> None:
+        if not _nothing_wanted(context):
+            super().remember(x_BTD, context)
+        elif context.state is not None and self.keys == "all":
+            self._mark_usable(x_BTD, None, context)
+            wait(context.state, x_BTD, context.rotary)
 
     def _mark_usable(self, x_BTD: Tensor, among: Chosen | None, context: Context) -> Tensor | None:
         """Which keys may be seen at all, (B, K), those of earlier calls included; None: all."""
@@ -164,6 +169,11 @@ class AttentionMixer(Mixer):
 
     def state_size(self, length: int) -> int:
         return 2 * length * self.hidden_size
+
+
+def _nothing_wanted(context: Context) -> bool:
+    """Whether nothing comes of attention that no token asks for: in training its weights have a gradient, of zero."""
+    return not torch.is_grad_enabled() and context.attentions is None
 
 
 def _weights(q: Tensor, k: Tensor, visible_BQ: Tensor, usable_BK: Tensor | None, chosen: Chosen | None) -> Tensor:

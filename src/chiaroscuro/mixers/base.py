@@ -88,6 +88,12 @@ class Mixer(nn.Module, ABC):
     def flops(self, work: Work) -> Flops:
         """Forward FLOPs of `work`, by the convention of `chiaroscuro.mixers.flops`."""
 
+    def remember(self, x_BTD: Tensor, context: Context) -> None:
+        """Take note of tokens that all go to another operator, which later ones may see: what calling it with none of
+        them chosen does. Where that makes more than a note, override it."""
+        B, T = x_BTD.shape[:2]
+        self(x_BTD, Chosen.none(B, T, x_BTD.device), context)
+
     def state_size(self, length: int) -> int:
         """How many numbers of `state` tell of `length` tokens of a sequence, all of them chosen; room to grow and a
         count of a few bytes left out. An operator of which it is zero is not shown tokens that go elsewhere."""

@@ -17,7 +17,7 @@ Rotary = tuple[Tensor, Tensor]
 ROOM = 64  # tokens that a buffer which is full grows by, at the least
 
 
-def seen(state: State | None) -> int:
+def _seen(state: State | None) -> int:
     """How many tokens a state knows."""
     return _count(state, "used_B") + _count(state, "waiting_B")
 
@@ -26,7 +26,7 @@ def mark_usable(state: State | None, B: int, T: int, usable_BT: Tensor | None) -
     """Say which of T new tokens may be seen (None: all), before they are added. Returns the same of all, (B, K)."""
     if state is None or (usable_BT is None and "usable_BK" not in state):
         return usable_BT
-    parts = ((seen(state), state.get("usable_BK")), (T, usable_BT))
+    parts = ((_seen(state), state.get("usable_BK")), (T, usable_BT))
     device = next(usable.device for _, usable in parts if usable is not None)
     filled = [torch.ones(B, n, dtype=torch.bool, device=device) if usable is None else usable for n, usable in parts]
     state["usable_BK"] = torch.cat(filled, dim=1)

@@ -80,6 +80,9 @@ class PostNorm(Mixer):
         residual = x_BTD if chosen is None else chosen.take(x_BTD)
         return self.norm(residual + self.mixer(x_BTD, chosen, context))
 
+    def remember(self, x_BTD: Tensor, context: Context) -> None:
+        self.mixer.remember(x_BTD, context)
+
     def flops(self, work: Work) -> Flops:
         return self.mixer.flops(work)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 # Queries of a tall strip: so many the kernel takes in its largest bites, which are its fastest.
 TALL = 768
-LOW = 64  # queries of a low strip, at the most: more compute more pairs in vain, fewer are slower per pair
+# Queries of a low strip, at the least: more compute more pairs in vain, fewer it takes in its smallest bites.
+LOW = 192
 # Fewer queries or keys are not worth a rectangle, nor are fewer queries worth laying the heads of keys apart.
 WORTH = 192
 ALIGNED = 16  # keys of a rectangle are a multiple of this, which the matrix products are faster for
@@ -71,16 +72,16 @@ def tiles(visible_BQ: Tensor, K: int) -> Iterator[Tile]:
             seen_by_all = 0
         else:
             yield Tile(slice(start, end), slice(0, seen_by_all), False, True)
-        for low, high in pairwise(_evenly(start, end, LOW)):
+        for low, high in pairwise(_evenly(start, end)):
             last = min(K, -(-most[high - 1] // ALIGNED) * ALIGNED)
             if last > seen_by_all:
                 yield Tile(slice(low, high), slice(seen_by_all, last), True, seen_by_all == 0)
         end = start
 
 
-def _evenly(start: int, end: int, most: int) -> list[int]:
-    """Where to cut from `start` to `end`, so that all parts are of much the same length, `most` or less."""
-    parts = -(-(end - start) // most)
+def _evenly(start: int, end: int) -> list[int]:
+    """Where to cut the queries from `start` to `end` into low strips of much the same height."""
+    parts = max(1, (end - start) // LOW)
     return [start + (end - start) * part // parts for part in range(parts + 1)]
 
 

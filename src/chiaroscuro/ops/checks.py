@@ -22,5 +22,5 @@ def require_finite(name: str, *tensors: Tensor) -> None:
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return
-        if not math.isfinite(tensor.detach().sum()) and not torch.isfinite(tensor).all():
+        if not math.isfinite(tensor.sum().item()) and not torch.isfinite(tensor).all():
             raise NotFinite(f"{name}: NaN or infinity came in; look for the step before it that diverged")

@@ -82,7 +82,7 @@ def check(name: str, x: Tensor) -> None:
 
 def computed(x: Tensor) -> Tensor:
     """x in the precision in which transforms are computed."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def slots(D: int) -> int:
@@ -109,13 +109,13 @@ def _make_tables(D: int, dtype: torch.dtype, device: torch.device) -> Tables:
     sample_D = torch.cat((channels[::2], channels[1::2].flip(0)))
     k = torch.arange(D // 2 + 1, device=device)
     turn = torch.polar((2.0 - (k == 0).to(dtype)).sqrt(), k.to(dtype) * (-math.pi / (2 * D)))
+    if D % 2 == 0:
+        turn[-1] = 1.0  # the number in the middle is real, and holds one coefficient
     back = turn.reciprocal()
     sign = torch.tensor([1.0, -1.0], dtype=dtype, device=device).repeat(D // 2 + 1, 1)
     sign[0, 1] = 0.0
     if D % 2 == 0:
-        # The number in the middle is real and holds one coefficient, in its real part.
         sign[-1, 1] = 0.0
-        back[-1] = 1.0
     coefficient_P = torch.stack((k, (D - k) % D), dim=-1).flatten()
     slot_D = torch.where(channels <= D // 2, 2 * channels, 2 * (D - channels) + 1)
     return Tables(sample_D, sample_D.argsort(), turn, back, coefficient_P, sign.flatten(), slot_D)
@@ -137,8 +137,6 @@ def forward_rows(x: Tensor, X: Tensor, samples: Tensor, tables: Tables) -> None:
     """Write packed spectra of rows x (n, D) to X (n, P); `samples` (n, D) is room to work in."""
     torch.index_select(x, -1, tables.sample_D, out=samples)
     torch.mul(torch.fft.rfft(samples, norm="ortho"), tables.turn, out=_as_complex(X))
-    if x.shape[-1] % 2 == 0:
-        X[:, -1] = 0.0
 
 
 def _inverse_rows(X: Tensor, x: Tensor, numbers: Tensor, tables: Tables) -> None:
@@ -201,10 +199,7 @@ def is_one_vector(x: Tensor) -> bool:
 def spectrum_of_one(x: Tensor) -> Tensor:
     tables = tables_for(x.shape[-1], x)
     numbers = torch.fft.rfft(x.index_select(-1, tables.sample_D), norm="ortho") * tables.turn
-    X = torch.view_as_real(numbers).flatten(-2)
-    if x.shape[-1] % 2 == 0:
-        X[..., -1] = 0.0
-    return X
+    return torch.view_as_real(numbers).flatten(-2)
 
 
 def _vector_of_one(X: Tensor, D: int) -> Tensor:

@@ -47,7 +47,8 @@ def packed_dct_and_entropy(x: Tensor, dc_weight: float = 1.0) -> tuple[Tensor, T
     errors."""
     check("spectral_entropy", x)
     X, entropy = _SpectrumAndEntropy.run(x if has_kernel(x, x.shape[-1]) else computed(x), dc_weight)
-    require_finite("spectral_entropy", X[..., 0])
+    if not is_one_vector(X):  # of which the entropy has seen every number
+        require_finite("spectral_entropy", X[..., 0])
     return X, entropy
 
 
@@ -113,11 +114,14 @@ def _entropy_of_one(X: Tensor, dc_weight: float, D: int) -> Tensor:
     """Entropy (...) of the packed spectrum (..., P) of one vector, on the CPU, in as few steps as can be: each costs
     the same, whatever it does."""
     energy = X.square()
-    if not 1e-9 < float(energy.sum()) < 1e9:  # so far from one, small parts of it may get lost
+    total = float(energy.sum())
+    if not 1e-9 < total < 1e9:  # so far from one, small parts of it may get lost
+        require_finite("spectral_entropy", X)
         energy = X.mul(_shrink(X)).square_()
+        total = float(energy.sum())
     if dc_weight != 1.0:
         energy[..., 0] *= dc_weight
-    total = float(energy.sum())
+        total = float(energy.sum())
     nats = math.log(total) + float(torch.special.entr(energy).sum()) / total if total > 0.0 else 0.0
     return X.new_full(X.shape[:-1], min(max(nats / math.log(max(D, 2)), 0.0), 1.0))
 

@@ -92,10 +92,9 @@ def _dispatch_one(
     """The same for a single token, as in generation: nothing to gather and to put back. Operators that the token does
     not go to are shown it only if they remember tokens."""
     taken = int(routing.choice_BT)
-    nothing = Chosen.none(1, 1, x_BTD.device)
     for index, module in enumerate(modules):
         if index != taken and module.state_size(1):
-            module(x_BTD, nothing, context_of(index))
+            module.remember(x_BTD, context_of(index))
     return modules[taken](x_BTD, None, context_of(taken))
 
 

@@ -61,8 +61,7 @@ _QUARTER = _arm(f"{LAYERS}, 25 %", "nnna", (LAYERS,))
 _WITHOUT = _arm("no attention", "nnnn", _EVERY_CURVE)
 _BY_BENEFIT = _arm("benefit, 25 %", "nnrr")
 
-# Products in bfloat16: a processor that has them trains in two thirds of the time.
-_PLAN = replace(PLAN, test_on={"wikitext": "wikitext-2"}, bf16=True)
+_PLAN = replace(PLAN, test_on={"wikitext": "wikitext-2"})
 
 # To tell two per cent from nothing takes six seeds: over them the perplexity of an arm scatters by one per cent.
 HALF = Study(
