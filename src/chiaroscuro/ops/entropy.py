@@ -29,6 +29,9 @@ from chiaroscuro.ops.pieces import pieces, room, rows
 from chiaroscuro.ops.spectral_op import fused_spectrum
 
 
+LEAST, MOST = 1e-9, 1e9  # squared lengths so far from one that small parts of them may get lost
+
+
 def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
     """Entropy of the DCT power spectrum of each vector, divided by ln D so that it lies in [0, 1].
 
@@ -99,15 +102,32 @@ def _entropy_rows(X: Tensor, entropy: Tensor, energy: Tensor, product: Tensor, d
     if D == 1:
         entropy.zero_()
         return
-    shrink = _shrink(X)
+    total = _energies(X, dc_weight, energy)
+    moderate = _all_moderate(total)
+    if not moderate:
+        total = _energies(torch.mul(X, _shrink(X), out=product), dc_weight, energy)
+    nats = total.log() - torch.log(energy, out=product).mul_(energy).sum(-1, keepdim=True).div_(total)
+    if not moderate:
+        nats.masked_fill_(total <= 2 * X.shape[-1] * torch.finfo(X.dtype).tiny, 0.0)  # there is nothing
+    torch.clamp(nats.div_(math.log(D)), 0.0, 1.0, out=entropy)
+
+
+def _energies(X: Tensor, dc_weight: float, energy: Tensor) -> Tensor:
+    """Write the energies of X (n, P), none of them quite zero, to `energy`. Returns their sums, (n, 1)."""
     tiny = torch.finfo(X.dtype).tiny
-    torch.mul(X, shrink, out=energy).square_()
+    torch.addcmul(X.new_full((), tiny), X, X, out=energy)
     if dc_weight != 1.0:
-        energy[:, 0] *= dc_weight
-        energy.div_(energy.sum(-1, keepdim=True).clamp_min_(tiny))
-    energy.clamp_min_(tiny)
-    nats = torch.log(energy, out=product).mul_(energy).sum(-1, keepdim=True).neg_()
-    torch.clamp(torch.where(shrink > 0.0, nats / math.log(D), 0.0), 0.0, 1.0, out=entropy)
+        energy[:, 0].mul_(dc_weight).add_(tiny)
+    return energy.sum(-1, keepdim=True)
+
+
+def _all_moderate(total: Tensor) -> bool:
+    """Whether these squared lengths are so near to one that small parts of them are not lost. Where asking would stall
+    an accelerator, or there is nothing to ask, the answer is no."""
+    if total.device.type != "cpu" or type(total) is not Tensor or torch.compiler.is_compiling():
+        return False
+    least, most = total.aminmax()
+    return LEAST < float(least) and float(most) < MOST
 
 
 def _entropy_of_one(X: Tensor, dc_weight: float, D: int) -> Tensor:
@@ -115,7 +135,7 @@ def _entropy_of_one(X: Tensor, dc_weight: float, D: int) -> Tensor:
     the same, whatever it does."""
     energy = X.square()
     total = float(energy.sum())
-    if not 1e-9 < total < 1e9:  # so far from one, small parts of it may get lost
+    if not LEAST < total < MOST:
         require_finite("spectral_entropy", X)
         energy = X.mul(_shrink(X)).square_()
         total = float(energy.sum())

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-AT_A_TIME = 2**18  # numbers
+AT_A_TIME = 2**19  # numbers
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
