@@ -69,3 +69,10 @@ def test_the_budgets_of_text_are_those_asked_for():
     for router in ROUTERS:
         budgets = {spent(arm.name) for arm in BUDGETS.arms if router in arm.curves}
         assert budgets == {0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0}
+
+
+def test_arms_that_two_studies_share_have_the_same_runs():
+    runs = {run.name: run for run in HALF.search()}
+    shared = [run for run in BUDGETS.search() if run.name in runs]
+    assert len(shared) == 3 * len(HALF.learning_rates)
+    assert all(run == runs[run.name] for run in shared)

@@ -28,8 +28,7 @@ from chiaroscuro.ops.function import Function
 from chiaroscuro.ops.pieces import pieces, room, rows
 from chiaroscuro.ops.spectral_op import fused_spectrum
 
-
-LEAST, MOST = 1e-9, 1e9  # squared lengths so far from one that small parts of them may get lost
+LEAST, MOST = 1e-9, 1e9  # squared lengths of vectors beyond which small parts of them may get lost
 
 
 def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
@@ -127,7 +126,7 @@ def _all_moderate(total: Tensor) -> bool:
     if total.device.type != "cpu" or type(total) is not Tensor or torch.compiler.is_compiling():
         return False
     least, most = total.aminmax()
-    return LEAST < float(least) and float(most) < MOST
+    return float(least) > LEAST and float(most) < MOST
 
 
 def _entropy_of_one(X: Tensor, dc_weight: float, D: int) -> Tensor:

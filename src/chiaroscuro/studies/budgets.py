@@ -61,7 +61,9 @@ _QUARTER = _arm(f"{LAYERS}, 25 %", "nnna", (LAYERS,))
 _WITHOUT = _arm("no attention", "nnnn", _EVERY_CURVE)
 _BY_BENEFIT = _arm("benefit, 25 %", "nnrr")
 
+# The two studies on text have three arms in common, whose runs are the same and need be made but once.
 _PLAN = replace(PLAN, test_on={"wikitext": "wikitext-2"})
+_RATES = (2.5e-3, 4e-3)
 
 # To tell two per cent from nothing takes six seeds: over them the perplexity of an arm scatters by one per cent.
 HALF = Study(
@@ -75,7 +77,7 @@ HALF = Study(
         *(_as_large(arm) for arm in (_UPPER_HALF, _BY_BENEFIT)),
         *(_post_norm(arm) for arm in (_TWIN, _UPPER_HALF)),
     ),
-    learning_rates=(2.5e-3, 4e-3),
+    learning_rates=_RATES,
     seeds=tuple(range(6)),
 )
 
@@ -96,7 +98,7 @@ BUDGETS = Study(
         _arm("with the DCT, benefit, 25 %", "ddss"),
         _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
     ),
-    learning_rates=(3e-3, 5e-3),
+    learning_rates=_RATES,
     seeds=SEEDS,
 )
 
