@@ -76,7 +76,7 @@ def test_sides_are_run_in_changing_turns_and_ratios_are_of_the_same_round():
 def test_what_is_soon_over_is_timed_more_often():
     case = bench.Case("sleep", "all", {OURS: lambda: time.sleep(0.001), FULL: lambda: time.sleep(0.001)}, lambda: None)
     measured = measure(case, rounds=2, enough=0.05)
-    assert 5 <= measured.rounds <= 25
+    assert 2 < measured.rounds <= 25
 
 
 def test_the_peak_is_of_what_is_held_at_a_time():

@@ -68,13 +68,14 @@ def assert_as_defined(q, k, v, visible, valid, definition=expected_attention):
     K=st.integers(1, 70),
     worth=st.sampled_from([1, 20]),
     low=st.integers(1, 9),
+    lowest=st.integers(1, 9),
     tall=st.integers(1, 40),
     aligned=st.sampled_from([1, 4]),
     apart=st.booleans(),
     padded=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_every_way_to_cut_the_staircase(B, Q, K, worth, low, tall, aligned, apart, padded, seed):
+def test_every_way_to_cut_the_staircase(B, Q, K, worth, low, lowest, tall, aligned, apart, padded, seed):
     q, k, v, visible = inputs(B, 2, Q, K, 4, seed)
     valid = torch.rand(B, K) < 0.7 if padded else None
     visible = visible * (torch.rand(B, Q) < 0.9)  # padding queries anywhere
@@ -83,6 +84,7 @@ def test_every_way_to_cut_the_staircase(B, Q, K, worth, low, tall, aligned, apar
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_cpu, "WORTH", worth)
         patch.setattr(attention_cpu, "LOW", low)
+        patch.setattr(attention_cpu, "LOWEST", lowest)
         patch.setattr(attention_cpu, "TALL", tall)
         patch.setattr(attention_cpu, "ALIGNED", aligned)
         patch.setattr(attention_cpu, "ROW_BY_ROW", 1 if apart else 1000)
@@ -93,6 +95,18 @@ def test_every_way_to_cut_the_staircase(B, Q, K, worth, low, tall, aligned, apar
                 seen[rows, queries, keys] += 1
         assert seen.max() == 1, "a pair is computed twice"
         assert seen[torch.arange(K) < visible[..., None]].all(), "a pair that is seen is left out"
+
+
+@pytest.mark.parametrize(
+    ("Q", "at_most"), [(128, 1.55), (191, 1.55), (256, 1.65), (383, 1.4), (512, 1.35), (2048, 1.1)]
+)
+def test_not_much_is_computed_in_vain(Q, at_most):
+    visible = 2 * torch.arange(Q)[None] + 1
+    computed = sum(
+        (queries.stop - queries.start) * (keys.stop - keys.start)
+        for queries, keys, _, _ in attention_cpu.tiles(visible, 2 * Q)
+    )
+    assert computed <= at_most * int(visible.sum())
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -73,6 +73,24 @@ def test_a_vector_too_short_or_too_long_for_its_squares_counts_as_zero(length):
     assert float(spectral_entropy(vectors[0].double())) > 0.0
 
 
+@pytest.mark.parametrize("dc_weight", [0.0, 1.0, 2.0, 1000.0])
+def test_a_row_without_a_length_has_no_entropy_and_changes_that_of_no_other(dc_weight):
+    x = torch.randn(7, 16)
+    x[1:4] *= torch.tensor([0.0, 1e-30, 1e30])[:, None]
+    x[4] = torch.tensor([3e38, -3e38]).repeat(8)  # whose spectrum is infinite
+    entropy, others = spectral_entropy(x, dc_weight), [0, 5, 6]
+    assert entropy[1:5].tolist() == [0.0] * 4
+    assert [float(spectral_entropy(row, dc_weight)) for row in x[1:5]] == [0.0] * 4
+    assert torch.equal(entropy[others], spectral_entropy(x[others], dc_weight))
+
+
+@pytest.mark.parametrize("total", [0.9e-9, 1.1e-9, 0.9e9, 1.1e9])
+def test_entropy_where_the_way_to_it_changes(total):
+    x = torch.randn(50, 64, dtype=torch.float64)
+    x = (x * math.sqrt(total) / x.norm(dim=-1, keepdim=True)).float()
+    torch.testing.assert_close(spectral_entropy(x), spectral_entropy(x.double()).float(), atol=4e-6, rtol=0)
+
+
 def test_the_energy_of_the_constant_coefficient_can_count_double():
     x = idct(torch.tensor([1.0, 1.0], dtype=torch.float64))
     expected = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)) / math.log(2)
@@ -106,5 +124,6 @@ def test_one_channel_has_no_noise_entropy():
 def test_entropy_of_what_is_not_a_number_is_refused(shape, value):
     x = torch.ones(shape)
     x[..., 0] = value
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        spectral_entropy(x)
+    for vectors in (x, torch.nn.Parameter(x)):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            spectral_entropy(vectors)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 # Queries of a tall strip: so many the kernel takes in its largest bites, which are its fastest.
 TALL = 768
-# Queries of a low strip, at the least: more compute more pairs in vain, fewer it takes in its smallest bites.
-LOW = 192
+# Queries of a low strip: more compute more pairs in vain, fewer it takes in its smallest bites. What is too little for
+# one, and is taken in those anyway, is cut into strips of this many or a few more.
+LOW, LOWEST = 192, 64
 # Fewer queries or keys are not worth a rectangle, nor are fewer queries worth laying the heads of keys apart.
 WORTH = 192
 ALIGNED = 16  # keys of a rectangle are a multiple of this, which the matrix products are faster for
@@ -66,23 +67,27 @@ def tiles(visible_BQ: Tensor, K: int) -> Iterator[Tile]:
     seeing = most_Q.nonzero()
     end = int(seeing[-1]) + 1 if len(seeing) else 0
     while end > 0:
-        start = end - TALL if end >= TALL + LOW else 0
+        start = end - TALL if end >= TALL + LOWEST else 0
         seen_by_all = least[start] // ALIGNED * ALIGNED
         if min(end - start, seen_by_all) < WORTH:
             seen_by_all = 0
         else:
             yield Tile(slice(start, end), slice(0, seen_by_all), False, True)
-        for low, high in pairwise(_evenly(start, end)):
+        for low, high in pairwise(_low_strips(start, end)):
             last = min(K, -(-most[high - 1] // ALIGNED) * ALIGNED)
             if last > seen_by_all:
                 yield Tile(slice(low, high), slice(seen_by_all, last), True, seen_by_all == 0)
         end = start
 
 
-def _evenly(start: int, end: int) -> list[int]:
-    """Where to cut the queries from `start` to `end` into low strips of much the same height."""
-    parts = max(1, (end - start) // LOW)
-    return [start + (end - start) * part // parts for part in range(parts + 1)]
+def _low_strips(start: int, end: int) -> list[int]:
+    """Where to cut the queries from `start` to `end`."""
+    rest = (end - start) % LOW
+    if rest < LOWEST and end - start > rest:
+        rest += LOW  # alone it is not worth a call
+        return [start, *range(start + rest, end + 1, LOW)]
+    parts = max(1, rest // LOWEST)
+    return [*(start + rest * part // parts for part in range(parts)), *range(start + rest, end + 1, LOW)]
 
 
 def computed_pairs(visible_BQ: Tensor, K: int) -> int:

@@ -191,9 +191,14 @@ def _inverse(X: Tensor, D: int, w_P: Tensor | None = None, chosen_M: Tensor | No
 def is_one_vector(x: Tensor) -> bool:
     """Whether x is a single vector on the CPU, as in a step of generation, where every step costs the same, whatever it
     does: fewer of them are better than less memory."""
-    return (
-        x.numel() == x.shape[-1] and x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
-    )
+    return x.numel() == x.shape[-1] and may_be_asked(x)
+
+
+def may_be_asked(x: Tensor) -> bool:
+    """Whether what is computed may depend on the numbers in x: it is on the CPU, so that asking does not stall an
+    accelerator, and it does not stand for other tensors."""
+    stands_for_others = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not stands_for_others
 
 
 def spectrum_of_one(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from chiaroscuro.ops.dct import (
     has_kernel,
     is_one_vector,
     matrix,
+    may_be_asked,
     slots,
     spectrum_of_one,
     tables_for,
@@ -28,7 +29,7 @@ from chiaroscuro.ops.function import Function
 from chiaroscuro.ops.pieces import pieces, room, rows
 from chiaroscuro.ops.spectral_op import fused_spectrum
 
-LEAST, MOST = 1e-9, 1e9  # squared lengths of vectors beyond which small parts of them may get lost
+LEAST, MOST = 1e-9, 1e9  # sums of energies beyond which small ones underflow, or digits of their logarithms cancel
 
 
 def spectral_entropy(x: Tensor, dc_weight: float = 1.0) -> Tensor:
@@ -48,8 +49,9 @@ def packed_dct_and_entropy(x: Tensor, dc_weight: float = 1.0) -> tuple[Tensor, T
     """`packed_dct` of x (..., D) and `spectral_entropy` (...), in one pass over memory and in float32 or float64; same
     errors."""
     check("spectral_entropy", x)
-    X, entropy = _SpectrumAndEntropy.run(x if has_kernel(x, x.shape[-1]) else computed(x), dc_weight)
-    if not is_one_vector(X):  # of which the entropy has seen every number
+    x = x if has_kernel(x, x.shape[-1]) else computed(x)
+    X, entropy = _SpectrumAndEntropy.run(x, dc_weight)
+    if not is_one_vector(x):  # of which the entropy has seen every number
         require_finite("spectral_entropy", X[..., 0])
     return X, entropy
 
@@ -101,32 +103,24 @@ def _entropy_rows(X: Tensor, entropy: Tensor, energy: Tensor, product: Tensor, d
     if D == 1:
         entropy.zero_()
         return
-    total = _energies(X, dc_weight, energy)
-    moderate = _all_moderate(total)
-    if not moderate:
-        total = _energies(torch.mul(X, _shrink(X), out=product), dc_weight, energy)
-    nats = total.log() - torch.log(energy, out=product).mul_(energy).sum(-1, keepdim=True).div_(total)
-    if not moderate:
-        nats.masked_fill_(total <= 2 * X.shape[-1] * torch.finfo(X.dtype).tiny, 0.0)  # there is nothing
+    nats, total = _nats(X, dc_weight, energy, product)
+    extreme = ~((total > LEAST) & (total < MOST))
+    if not may_be_asked(X) or extreme.any():  # each row by its own length, so that none depends on the others
+        again, total = _nats(torch.mul(X, _shrink(X), out=product), dc_weight, energy, product)
+        something = total > 2 * (X.shape[-1] + dc_weight) * torch.finfo(X.dtype).tiny
+        nats = torch.where(extreme, torch.where(something, again, 0.0), nats)
     torch.clamp(nats.div_(math.log(D)), 0.0, 1.0, out=entropy)
 
 
-def _energies(X: Tensor, dc_weight: float, energy: Tensor) -> Tensor:
-    """Write the energies of X (n, P), none of them quite zero, to `energy`. Returns their sums, (n, 1)."""
+def _nats(X: Tensor, dc_weight: float, energy: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
+    """The entropies of packed spectra X (n, P) in nats, (n, 1), and the sums of their energies, none of which is taken
+    for quite zero. `product` may be X."""
     tiny = torch.finfo(X.dtype).tiny
     torch.addcmul(X.new_full((), tiny), X, X, out=energy)
     if dc_weight != 1.0:
         energy[:, 0].mul_(dc_weight).add_(tiny)
-    return energy.sum(-1, keepdim=True)
-
-
-def _all_moderate(total: Tensor) -> bool:
-    """Whether these squared lengths are so near to one that small parts of them are not lost. Where asking would stall
-    an accelerator, or there is nothing to ask, the answer is no."""
-    if total.device.type != "cpu" or type(total) is not Tensor or torch.compiler.is_compiling():
-        return False
-    least, most = total.aminmax()
-    return float(least) > LEAST and float(most) < MOST
+    total = energy.sum(-1, keepdim=True)
+    return total.log() - torch.log(energy, out=product).mul_(energy).sum(-1, keepdim=True).div_(total), total
 
 
 def _entropy_of_one(X: Tensor, dc_weight: float, D: int) -> Tensor:
@@ -135,7 +129,7 @@ def _entropy_of_one(X: Tensor, dc_weight: float, D: int) -> Tensor:
     energy = X.square()
     total = float(energy.sum())
     if not LEAST < total < MOST:
-        require_finite("spectral_entropy", X)
+        require_finite("spectral_entropy", X[..., 0])
         energy = X.mul(_shrink(X)).square_()
         total = float(energy.sum())
     if dc_weight != 1.0:
