@@ -32,7 +32,7 @@ from chiaroscuro.training.folder import (
 )
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.ranks import on_first, ranks
-from chiaroscuro.training.stop import StopAtSignal
+from chiaroscuro.training.stop import StopAtSignal, ignore_sigterm
 from chiaroscuro.training.task import Task
 from chiaroscuro.training.trainer import Bar, MetricsFile, RoutingTrainer, ThresholdRefresh
 
@@ -115,6 +115,7 @@ def _fit(trainer: RoutingTrainer, stop: StopAtSignal, checkpoint: Path | None, o
     except RuntimeError as error:
         if ranks().num_processes == 1:
             raise
+        ignore_sigterm()  # which torchrun sends when it sees that another process died
         raise OSError(
             f"process {ranks().process_index} of {ranks().num_processes} cannot go on ({error}): has another one "
             f"died? The last checkpoint is kept; to go on, the same command with --out {out} --resume"

@@ -13,6 +13,12 @@ from chiaroscuro.training.ranks import any_of
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+def ignore_sigterm() -> None:
+    """For a process that is about to end by itself, and has to say why before somebody who knows already ends it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class StopAtSignal(TrainerCallback):
     """Saves a checkpoint and ends training after the step in which a signal came. `name`: of that signal, or None."""
 
