@@ -66,6 +66,17 @@ def test_eval_agrees_with_the_results_of_the_run(call, run):
     assert json.loads(out)["perplexity"] == pytest.approx(json.loads((run / "results.json").read_text())["perplexity"])
 
 
+def test_eval_takes_another_file_whole(call, run, tmp_path):
+    (tmp_path / "other.txt").write_text("a first part\n\n" * 60 + "quite another one\n\n" * 60)
+    (tmp_path / "end.txt").write_text("quite another one\n\n" * 60)
+    found = {}
+    for name in ("other", "end"):
+        code, out, _ = call("eval", run, "--data", tmp_path / f"{name}.txt", "--json")
+        assert code == 0
+        found[name] = json.loads(out)
+    assert found["other"]["tokens"] > 1.7 * found["end"]["tokens"]
+
+
 def test_generate_goes_on_from_the_prompt_the_same_way_each_time(call, run):
     first, again = (call("generate", run, "The import statement", "--tokens", 12)[1] for _ in range(2))
     assert first.startswith("The import statement")
@@ -144,6 +155,9 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["train", "--data", "ENGLISH", "--vocab-size", "300", "--heads", "3"], "does not divide into 3"),
         (["train", "--data", "ENGLISH", "--vocab-size", "300", "--out", "TAKEN"], "exists already"),
         (["train", "--resume"], "--resume needs --out"),
+        (["train", "--data", "ENGLISH", "--field", "router"], "--field takes NAME=VALUE, got 'router'"),
+        (["train", "--data", "ENGLISH", "--field", "rooter=1"], "unknown field of the configuration: rooter"),
+        (["train", "--task", "listops"], "expressions of listops have up to 2000 tokens"),
         (["train", "--task", "imdb", "--data", "TAKEN"], "train.jsonl or train.jsonl.gz is missing"),
         (["study", "vast"], "unknown study 'vast'; known studies: smoke, controls, ablation"),
         (["study", "smoke", "--processes", "0"], "--processes must be at least 1"),
@@ -204,6 +218,16 @@ def test_a_recipe_with_sizes_of_its_own_keeps_them_unless_told(call, english, tm
         config = ChiarConfig.from_pretrained(tmp_path / name)
         sizes[name] = (config.hidden_size, config.num_hidden_layers)
     assert sizes == {"v1_dct_attention": (256, 4), "v1_full_attention": (32, 4), "chiar": (128, 4)}
+
+
+def test_any_field_of_the_configuration_may_be_given(call, english, tmp_path):
+    short = ("--data", english, "--vocab-size", "300", "--steps", "1", "--batch-size", "1", "--seq-len", "17")
+    operators = ("--field", 'layer_operators=[["none"], ["dct", "attention"]]', "--field", "routed_share=0.25")
+    sizes = ("--hidden-size", 32, "--layers", 2, "--field", "router=random")
+    assert call("train", *short, *sizes, *operators, "--out", tmp_path / "run")[0] == 0
+    config = ChiarConfig.from_pretrained(tmp_path / "run")
+    assert config.layer_operators == [["none"], ["dct", "attention"]]
+    assert (config.router, config.routed_share, config.hidden_size) == ("random", 0.25, 32)
 
 
 def test_a_recipe_of_the_paper_is_compared_with_the_baseline_of_the_paper(call, english, tmp_path):

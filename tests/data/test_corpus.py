@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from chiaroscuro.data import load_corpus, load_test_text
+from chiaroscuro.data import SPLITS, load_corpus, load_other_text
 
 
 def test_shakespeare_holds_out_whole_plays_without_markup():
@@ -74,15 +74,16 @@ def test_files_that_hold_no_text_are_refused(tmp_path, content, complaint):
         load_corpus(str(path))
 
 
-def test_a_text_to_test_on_is_a_file_whole_or_a_test_split(tmp_path):
+def test_another_text_is_a_file_whole_or_the_splits_of_a_folder(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
-    assert load_test_text(str(tmp_path / "a.txt")).splits == {"test": ["one\n\ntwo\n\nthree"]}
+    whole = ["one\n\ntwo\n\nthree"]
+    assert load_other_text(str(tmp_path / "a.txt")).splits == {"train": whole, "validation": whole, "test": whole}
     for name in ("train", "valid", "test"):
         (tmp_path / f"{name}.txt").write_text(name)
     (tmp_path / "a.txt").unlink()
-    assert list(load_test_text(str(tmp_path)).splits["test"]) == ["test"]
+    assert list(load_other_text(str(tmp_path)).splits["test"]) == ["test"]
     with pytest.raises(ValueError, match="no data at"):
-        load_test_text(str(tmp_path / "absent"))
+        load_other_text(str(tmp_path / "absent"))
 
 
 def test_missing_data_and_empty_folders_are_refused(tmp_path):
@@ -90,6 +91,16 @@ def test_missing_data_and_empty_folders_are_refused(tmp_path):
         load_corpus(str(tmp_path / "absent.txt"))
     with pytest.raises(ValueError, match="no text files"):
         load_corpus(str(tmp_path))
+
+
+def test_the_validation_text_of_wikitext_by_itself_is_split_as_a_file_is(tmp_path, monkeypatch):
+    lines = [f"line {number}\n" + "\n" * (number % 7 == 0) for number in range(300)]
+    loaded = {split: {"text": lines if split == "validation" else ["other"]} for split in SPLITS}
+    monkeypatch.setattr("chiaroscuro.data.corpus.from_hub", lambda *_: loaded)
+    (tmp_path / "valid.txt").write_text("".join(lines))
+    found = load_corpus("wikitext-validation").splits
+    assert found == load_corpus(str(tmp_path / "valid.txt")).splits
+    assert len(found["test"][0]) > 50
 
 
 def test_wikitext_without_a_network_says_how_to_give_local_text(tmp_path):
@@ -100,4 +111,5 @@ def test_wikitext_without_a_network_says_how_to_give_local_text(tmp_path):
     )
     assert answer.returncode != 0
     assert "ValueError: Salesforce/wikitext could not be fetched" in answer.stderr
-    assert "--data FILE.txt" in answer.stderr
+    assert "give a text file, or a folder" in answer.stderr
+    assert "--test-on NAME=PATH" in answer.stderr

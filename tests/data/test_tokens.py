@@ -36,6 +36,28 @@ def test_a_long_document_has_one_end_and_its_own_tokens(cache, monkeypatch):
     assert tokens.tolist() == [*tokenizer(TEXTS[0])["input_ids"], tokenizer.eos_token_id]
 
 
+def test_what_cannot_be_written_leaves_nothing_behind_and_names_its_place(cache, monkeypatch):
+    tokenizer = train_tokenizer(TEXTS, 300)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chiaroscuro.data.tokens._write_array", full)
+        with pytest.raises(OSError, match=rf"{cache}.*No space left on device.*CHIAROSCURO_CACHE"):
+            encode(Corpus("x", {"train": TEXTS}), tokenizer)
+    assert not list(cache.iterdir())
+    tokens = encode(Corpus("x", {"train": TEXTS}), tokenizer)["train"].tolist()
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    for end in (0, 5, len(whole) - 2):
+        file.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=f"{file} is damaged .*: remove it, and it is made again"):
+            encode(Corpus("x", {"train": TEXTS}), tokenizer)
+    file.unlink()
+    assert encode(Corpus("x", {"train": TEXTS}), tokenizer)["train"].tolist() == tokens
+
+
 def test_a_folder_is_encoded_a_file_at_a_time(cache, tmp_path):
     """In less memory than its text takes."""
     folder = tmp_path / "texts"

@@ -78,8 +78,14 @@ def test_twins_are_compared_on_a_classification_too(plan, tmp_path):
 def test_listops_has_a_model_of_ten_labels(monkeypatch):
     small = {"train": 40, "validation": 10, "test": 10}
     monkeypatch.setattr("chiaroscuro.data.labelled.LISTOPS_SIZES", small)
-    task = prepare(TrainingPlan(task="listops_flat", seq_len=12))
+    task = prepare(TrainingPlan(task="listops_flat", seq_len=10))
     model = task.build(TrainingPlan(task="listops_flat", seq_len=12).config(task.fields()))
     assert model.num_labels == 10
     assert model.config.vocab_size == len(generate_listops("listops_flat", small).tokenizer)
     assert 0.0 <= task.measure(model, "test").accuracy <= 1.0
+
+
+@pytest.mark.parametrize(("task", "length"), [("listops", 128), ("listops_flat", 9)])
+def test_expressions_are_not_cut(task, length):
+    with pytest.raises(ValueError, match=rf"expressions of {task} have up to .* windows of {length} are too short"):
+        prepare(TrainingPlan(task=task, seq_len=length))

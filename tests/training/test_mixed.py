@@ -119,3 +119,8 @@ def test_a_mixed_run_is_measured_on_further_texts_as_a_language_model(plan, engl
 def test_only_language_modelling_takes_further_tasks():
     with pytest.raises(ValueError, match="only language modelling takes further tasks, not task 'imdb'"):
         TrainingPlan(task="imdb", mixed={"listops_flat": ""})
+
+
+def test_expressions_in_words_are_not_cut(plan):
+    with pytest.raises(ValueError, match=r"expressions of listops_flat have up to \d\d tokens.* windows of 12 are too"):
+        prepare(replace(plan, seq_len=12))

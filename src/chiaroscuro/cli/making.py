@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chiaroscuro import tables
-from chiaroscuro.cli.root import AsJson, BatchSize, app, console, free_folder, given, show, sources
+from chiaroscuro.cli.root import (
+    AsJson,
+    BatchSize,
+    Field,
+    app,
+    config_fields,
+    console,
+    free_folder,
+    given,
+    show,
+    sources,
+)
 
 if TYPE_CHECKING:
     from chiaroscuro.training import Run
@@ -52,6 +63,7 @@ def train(
     hidden_size: OwnSize = None,
     layers: OwnSize = None,
     heads: OwnSize = None,
+    field: Field = None,
     seed: Seed = 0,
     mix: Annotated[
         list[str] | None,
@@ -94,7 +106,8 @@ def train(
         save_every=save_every,
         bf16=bf16,
         fields=sizes_of(recipe)
-        | {name: size for name, size in zip(SMALL, (hidden_size, layers, heads), strict=True) if size is not None},
+        | {name: size for name, size in zip(SMALL, (hidden_size, layers, heads), strict=True) if size is not None}
+        | config_fields(field),
     )
     if resume and out is not None and not given(context) - {"out", "resume", "fsdp", "as_json"}:
         plan = started_plan(out)

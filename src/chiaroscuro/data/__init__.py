@@ -1,10 +1,12 @@
 """Corpora, tokenizers, labelled sequences, and encoded text on disk."""
 
-from chiaroscuro.data.corpus import SPLITS, Corpus, load_corpus, load_test_text, read_text
+from chiaroscuro.data.corpus import SPLITS, Corpus, load_corpus, load_other_text, read_text
 from chiaroscuro.data.labelled import (
+    LONGEST_EXPRESSION,
     TASKS,
     LabelledData,
     LabelledSequences,
+    check_length,
     check_source,
     generate_listops,
     load_labelled,
@@ -15,6 +17,7 @@ from chiaroscuro.data.tokenizer import load_tokenizer, token_bytes, train_tokeni
 from chiaroscuro.data.tokens import TokenWindows, cache_folder, encode
 
 __all__ = [
+    "LONGEST_EXPRESSION",
     "SPLITS",
     "TASKS",
     "Corpus",
@@ -24,12 +27,13 @@ __all__ = [
     "TokenWindows",
     "cache_folder",
     "encode",
+    "check_length",
     "check_source",
     "generate_listops",
     "generate_recall",
     "load_corpus",
     "load_labelled",
-    "load_test_text",
+    "load_other_text",
     "load_tokenizer",
     "pad_batch",
     "read_text",

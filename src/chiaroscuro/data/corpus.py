@@ -1,7 +1,7 @@
 """Text to train and test on, split by document.
 
-A corpus is named ("shakespeare", "imdb", "wikitext-2", "wikitext-103") or given as a path to a text file or to a
-folder of text files.
+A corpus is named ("shakespeare", "imdb", "wikitext-2", "wikitext-103", and "wikitext-validation", the validation text
+of the last two by itself) or given as a path to a text file or to a folder of text files.
 """
 
 import hashlib
@@ -50,9 +50,11 @@ def load_corpus(source: str) -> Corpus:
     """
     if source == "shakespeare":
         return Corpus(source, _split_names(_shakespeare()))
+    path = Path(source)
     if source in ("wikitext-2", "wikitext-103"):
         return Corpus(source, _wikitext(source))
-    path = Path(source)
+    if source == "wikitext-validation":
+        return Corpus(source, _split_text(_wikitext("wikitext-2")["validation"][0], path))
     if source == "imdb" or (path.is_dir() and any(path.glob("*.jsonl*"))):
         return Corpus(source, imdb_texts(source))
     if path.is_dir():
@@ -61,16 +63,15 @@ def load_corpus(source: str) -> Corpus:
         return Corpus(source, _split_text(read_text(path), path))
     raise ValueError(
         f"no data at {source!r}: give a text file, a folder of text files, or one of "
-        "shakespeare, imdb, wikitext-2, wikitext-103"
+        "shakespeare, imdb, wikitext-2, wikitext-103, wikitext-validation"
     )
 
 
-def load_test_text(source: str) -> Corpus:
-    """What `source` has for testing a model that was not trained on it: a text file whole, otherwise the test split.
-    Raises ValueError as `load_corpus`."""
+def load_other_text(source: str) -> Corpus:
+    """What `source` has for a model that was not trained on it: of a text file each split is the whole, since nothing
+    of it need be held out. Raises ValueError as `load_corpus`."""
     path = Path(source)
-    documents = [read_text(path)] if path.is_file() else load_corpus(source).splits["test"]
-    return Corpus(source, {"test": documents})
+    return Corpus(source, dict.fromkeys(SPLITS, [read_text(path)])) if path.is_file() else load_corpus(source)
 
 
 def read_text(path: Path) -> str:
@@ -108,7 +109,7 @@ def _plain(markdown: str) -> str:
 
 
 def _wikitext(name: str) -> dict[str, list[str]]:
-    advice = "--data FILE.txt, or a folder with train, validation and test files"
+    advice = "a text file, or a folder with train, validation and test files (--data PATH, --test-on NAME=PATH)"
     loaded = from_hub("Salesforce/wikitext", f"{name}-raw-v1", advice)
     return {split: ["".join(loaded[split]["text"])] for split in SPLITS}
 

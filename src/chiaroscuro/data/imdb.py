@@ -98,5 +98,7 @@ def _content(path: Path) -> bytes:
 
 
 def _from_hub(*splits: str) -> dict[str, list[tuple[str, int | None]]]:
-    loaded = from_hub("stanfordnlp/imdb", None, "--data FOLDER with train.jsonl and test.jsonl")
+    loaded = from_hub(
+        "stanfordnlp/imdb", None, "a folder with train.jsonl and test.jsonl (--data FOLDER, --mix imdb=FOLDER)"
+    )
     return {name: list(zip(loaded[name]["text"], loaded[name]["label"], strict=True)) for name in splits}

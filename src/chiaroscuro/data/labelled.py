@@ -18,12 +18,13 @@ from transformers import PreTrainedTokenizerFast
 
 from chiaroscuro.data.corpus import SPLITS, Corpus
 from chiaroscuro.data.imdb import load_imdb
-from chiaroscuro.data.listops import SYMBOLS, flat_expression, nested_expression, value
+from chiaroscuro.data.listops import LONGEST, LONGEST_FLAT, SYMBOLS, flat_expression, nested_expression, value
 from chiaroscuro.data.tokenizer import END_OF_TEXT, symbol_tokenizer, train_tokenizer
 from chiaroscuro.data.tokens import cached_array, encode
 
 TASKS = ("imdb", "listops", "listops_flat")
 GENERATED = ("recall", "listops", "listops_flat")
+LONGEST_EXPRESSION = {"listops": LONGEST, "listops_flat": LONGEST_FLAT}  # symbols, which are one token at least
 LISTOPS_SIZES = {"train": 96_000, "validation": 2_000, "test": 2_000}
 
 
@@ -61,6 +62,16 @@ def check_source(task: str, source: str | None) -> None:
     """Raises ValueError for data given to a task that is generated."""
     if task in GENERATED and source not in (None, task):
         raise ValueError(f"task {task!r} is generated and takes no data, but {source!r} was given")
+
+
+def check_length(task: str, longest: int, length: int) -> None:
+    """Raises ValueError where sequences of up to `longest` tokens would be cut to `length`, and a part of one does not
+    have its label."""
+    if task in GENERATED and longest > length:
+        raise ValueError(
+            f"expressions of {task} have up to {longest} tokens, and a part of one does not have its value: windows of "
+            f"{length} are too short (--seq-len)"
+        )
 
 
 def generate_listops(task: str, sizes: dict[str, int], seed: int = 0) -> LabelledData:
@@ -111,6 +122,11 @@ class LabelledSequences(Dataset[dict[str, Tensor]]):
         if len(self.ends) != len(labels):
             raise ValueError(f"{len(labels)} labels for {len(self.ends)} sequences: does a text hold {END_OF_TEXT}?")
         self.starts = np.concatenate(([0], self.ends[:-1] + 1))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, before it is cut."""
+        return int((self.ends - self.starts).max(initial=0))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -16,6 +16,7 @@ SYMBOLS = (*DIGITS, CLOSE, *dict.fromkeys(NESTED_OPERATORS + FLAT_OPERATORS))
 
 DEEPEST = 10  # levels, the digits included
 SHORTEST, LONGEST = 500, 2000  # symbols
+LONGEST_FLAT = 10  # the same of a flat expression
 OPERATOR_SHARE = 0.25  # of the places below the deepest level that an operator takes rather than a digit
 
 

@@ -44,15 +44,29 @@ def _encoded(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> np
 
 def cached_array(key: str, make: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
     """The arrays that `make` yields, one behind the other, memory-mapped; made once for each `key`, and never all of
-    them in memory."""
+    them in memory. Raises OSError when they cannot be written, and ValueError for a file that is damaged."""
     path = cache_folder() / f"{key[:32]}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own until it is whole: another process may be looking for the same file.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            _write_array(cast(BinaryIO, file), make())
-        os.replace(file.name, path)
-    return np.load(path, mmap_mode="r")
+        _write_whole(path, make())
+    try:
+        return np.load(path, mmap_mode="r")
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and it is made again") from error
+
+
+def _write_whole(path: Path, arrays: Iterator[np.ndarray]) -> None:
+    """Under a name of its own until it is whole: another process may be looking for the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            _write_array(cast(BinaryIO, file), arrays)
+            file.flush()
+        except BaseException as error:
+            Path(file.name).unlink()
+            if isinstance(error, OSError):
+                raise OSError(f"{path} cannot be written ({error}); CHIAROSCURO_CACHE names another folder") from error
+            raise
+    os.replace(file.name, path)
 
 
 def _write_array(file: BinaryIO, arrays: Iterator[np.ndarray]) -> None:

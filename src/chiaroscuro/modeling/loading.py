@@ -30,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it or train again") from error
+        raise ValueError(f"{path} is damaged ({error}): restore it, or remove it and make it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: expected a JSON object")
     return content

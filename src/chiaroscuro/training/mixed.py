@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from chiaroscuro.data import check_source, pad_batch
+from chiaroscuro.data import Corpus, check_source, load_other_text, pad_batch
 from chiaroscuro.evaluation import Evaluation
 from chiaroscuro.modeling import ChiarConfig, ChiarForMixedTasks
 from chiaroscuro.training.folder import RESULTS, Run
@@ -23,8 +23,8 @@ class MixedTasks(LanguageModelling):
     """Language modelling of the plan's corpus, and the tasks of `plan.mixed` in the same vocabulary, each with a head
     of its own on the full backbone."""
 
-    def __init__(self, plan: TrainingPlan):
-        super().__init__(plan)
+    def __init__(self, plan: TrainingPlan, corpus: Corpus | None = None):
+        super().__init__(plan, corpus)
         self.extras = {
             name: Classification(replace(plan, task=name, data=source, mixed={}, test_on={}), self.tokenizer)
             for name, source in plan.mixed.items()
@@ -89,22 +89,24 @@ class MixedTrainer(RoutingTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def prepare(plan: TrainingPlan) -> Task:
-    """Read and encode the data of a plan. Raises ValueError for an unknown task and for data that cannot be used."""
-    if plan.mixed:
-        return MixedTasks(plan)
-    by_name: dict[str, Callable[[TrainingPlan], Task[Any]]] = {"lm": LanguageModelling, "recall": Recall}
-    return by_name.get(plan.task, Classification)(plan)
+def prepare(plan: TrainingPlan, corpus: Corpus | None = None) -> Task:
+    """Read and encode the data of a plan; a language model's is `corpus` where that is given. Raises ValueError for an
+    unknown task and for data that cannot be used."""
+    if plan.task == "lm":
+        return (MixedTasks if plan.mixed else LanguageModelling)(plan, corpus)
+    return Recall(plan) if plan.task == "recall" else Classification(plan)
 
 
 def task_of(run: Run, data: str | None = None) -> Task:
-    """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data. Raises
-    ValueError when neither is known, and for other data of a task that is generated."""
+    """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data, of which a text
+    file is taken whole. Raises ValueError when neither is known, and for other data of a task that is generated."""
     longest = min(TrainingPlan.seq_len, run.model.config.max_position_embeddings)
     made_by = run.results.get("plan")
     plan = {"recipe": run.model.config.recipe, "seq_len": longest} | (made_by if isinstance(made_by, dict) else {})
     if data is None and "data" not in plan:
         raise ValueError(f"{run.folder / RESULTS} does not say what the run was trained on: give --data")
-    check_source(str(plan.get("task", "lm")), data)
+    task = str(plan.get("task", "lm"))
+    check_source(task, data)
     plan |= {"tokenizer": str(run.folder), "test_on": {}} | ({"data": data} if data else {})
-    return prepare(TrainingPlan.read(plan, run.folder / RESULTS))
+    corpus = load_other_text(data) if data and task == "lm" else None
+    return prepare(TrainingPlan.read(plan, run.folder / RESULTS), corpus)

@@ -35,7 +35,7 @@ class TrainingPlan:
     mixed: further tasks by name, with the source of each one's data: at a quarter of the steps a batch of one of them,
         drawn by the step, is added to that of the language model.
     test_on: further texts by name, with the source of each, that a language model is measured on once it is trained
-        (`chiaroscuro.data.load_test_text`).
+        (`chiaroscuro.data.load_other_text`).
     calibrate_every: steps between two calibrations of the thresholds on validation text.
     save_every: steps between checkpoints, None for none.
     bf16: products in bfloat16, weights and optimiser in float32 (mixed precision).

@@ -15,15 +15,18 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from chiaroscuro.data import (
+    LONGEST_EXPRESSION,
     SPLITS,
+    Corpus,
     LabelledSequences,
     RecallExamples,
     TokenWindows,
+    check_length,
     encode,
     generate_recall,
     load_corpus,
     load_labelled,
-    load_test_text,
+    load_other_text,
     load_tokenizer,
     pad_batch,
     token_bytes,
@@ -96,18 +99,20 @@ def text_windows(plan: TrainingPlan, tokens: dict[str, np.ndarray]) -> dict[str,
 
 
 class LanguageModelling(Task[TokenWindows]):
-    """Predict each token of a corpus from those before it."""
+    """Predict each token of a corpus from those before it. corpus: in the place of the plan's."""
 
-    def __init__(self, plan: TrainingPlan):
-        corpus = load_corpus(plan.data)
+    def __init__(self, plan: TrainingPlan, corpus: Corpus | None = None):
+        corpus = corpus or load_corpus(plan.data)
+        further = {name: load_other_text(source) for name, source in plan.test_on.items()}
         if plan.tokenizer is not None:
             tokenizer = load_tokenizer(Path(plan.tokenizer))
         else:
             tokenizer = train_tokenizer(corpus.splits["train"], plan.vocab_size)
         self.tokens = encode(corpus, tokenizer)
         windows = text_windows(plan, self.tokens)
-        for name, source in plan.test_on.items():
-            windows[name] = TokenWindows(encode(load_test_text(source), tokenizer)["test"], plan.seq_len)
+        for name, text in further.items():
+            only_test = Corpus(text.name, {"test": text.splits["test"]})
+            windows[name] = TokenWindows(encode(only_test, tokenizer)["test"], plan.seq_len)
         super().__init__(plan, tokenizer, windows)
 
     def build(self, config: ChiarConfig) -> ChiarForCausalLM:
@@ -139,13 +144,15 @@ class Recall(Task[RecallExamples]):
 
 
 class Classification(Task[TokenWindows]):
-    """Name the label of a sequence cut to the length of the plan's windows. `tokenizer` goes before the plan's."""
+    """Name the label of a sequence cut to the length of the plan's windows. `tokenizer` goes before the plan's. Raises
+    ValueError where a part of the sequences says nothing of the whole."""
 
     collate = staticmethod(pad_batch)
 
     def __init__(self, plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast | None = None):
         if tokenizer is None and plan.tokenizer is not None:
             tokenizer = load_tokenizer(Path(plan.tokenizer))
+        check_length(plan.task, LONGEST_EXPRESSION.get(plan.task, 0), plan.seq_len)  # before they are generated
         data = load_labelled(plan.task, plan.data, tokenizer, plan.vocab_size)
         super().__init__(plan, data.tokenizer, text_windows(plan, data.tokens))
         end = data.tokenizer.eos_token_id
@@ -155,6 +162,7 @@ class Classification(Task[TokenWindows]):
             split: LabelledSequences(data.tokens[split], data.labels[split], end, plan.seq_len) for split in SPLITS
         }
         self.examples = dict(self.sequences)
+        check_length(plan.task, max(sequences.longest for sequences in self.sequences.values()), plan.seq_len)
 
     def stored(self) -> Iterator[np.ndarray]:
         yield from super().stored()
