@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from chiaroscuro.mixers.flops import fft_flops, linear_flops
+from chiaroscuro.mixers.flops import Flops, fft_flops, linear_flops
 from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
 from chiaroscuro.ops.attention_cpu import computed_pairs
 from chiaroscuro.ops.evaluating import evaluating
@@ -33,6 +33,12 @@ def executed_forward_flops(model: nn.Module, input_ids: torch.Tensor) -> float:
     """FLOPs of one forward pass in evaluation mode, without a cache."""
     with evaluating(model):
         return executed_flops(lambda: model(input_ids, use_cache=False))
+
+
+def planned_flops(config: ChiarConfig, batch_size: int, seq_len: int) -> Flops:
+    """What a language model of this configuration plans to spend in a forward pass, without its weights being made."""
+    with torch.device("meta"):
+        return ChiarForCausalLM(config).flops(batch_size, seq_len)
 
 
 def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input_ids: torch.Tensor) -> dict[str, float]:

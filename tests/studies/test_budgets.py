@@ -8,7 +8,7 @@ from chiaroscuro import ChiarForCausalLM
 from chiaroscuro.studies.budgets import BUDGETS, HALF, RECALL, ROUTERS
 from chiaroscuro.studies.figures import _budgets
 
-RUNS = [run for study in (HALF, BUDGETS, RECALL) for run in study.search()[:: len(study.learning_rates)]]
+RUNS = [run for study in (HALF, BUDGETS, RECALL) for run in {run.arm: run for run in study.search()}.values()]
 
 
 def spent(arm: str) -> float:

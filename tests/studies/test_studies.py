@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chiaroscuro import studies
+from chiaroscuro import ChiarForCausalLM, studies
 from chiaroscuro.studies import STUDIES, Arm, Places, Study, draw, markdown, rows, run_study
 from chiaroscuro.studies.origin import code_digest, origin_of
 from chiaroscuro.studies.runner import Unfinished, read_results
@@ -108,6 +108,45 @@ def test_an_arm_of_fewer_steps_has_fewer_training_flops(study):
     results = made_up(study, lambda run: 1 / run.learning_rate)
     assert [run.plan.steps for run in study.search()] == [8, 8, 8, 8, 4, 4]
     assert [row["training_flops"]["mean"] for row in rows(study, results)] == pytest.approx([0.91, 0.91, 0.455])
+
+
+def test_several_seeds_may_choose_the_rate_and_an_arm_may_have_rates_of_its_own(study):
+    low = Arm("low", "full_attention", learning_rates=(1e-4, 1e-3))
+    study = replace(study, arms=(study.arms[0], low), seeds=(0, 1, 2), tuning_seeds=2)
+    assert [(run.arm, run.learning_rate, run.seed) for run in study.search()[2:6]] == [
+        ("full attention", 1e-2, 0),
+        ("full attention", 1e-2, 1),
+        ("low", 1e-4, 0),
+        ("low", 1e-4, 1),
+    ]
+    # The larger rate is best with the first seed, and comes to a standstill with the second.
+    losses = {(1e-2, 0): 1.0, (1e-2, 1): 9.0, (1e-4, 0): 3.0, (1e-4, 1): 3.0}
+    results = made_up(study, lambda run: losses.get((run.learning_rate, run.seed), 2.0))
+    best = study.best_rates(results)
+    assert best == {"full attention": 1e-3, "low": 1e-3}
+    assert [(run.arm, run.seed) for run in study.repetitions(best)] == [("full attention", 2), ("low", 2)]
+
+
+def test_flops_are_to_those_of_the_study_s_full_attention_also_where_an_arm_is_wider(study):
+    wider = Arm("wider", "full_attention", {"intermediate_size": 8 * SIZE["hidden_size"]})
+    study = replace(study, arms=(study.arms[0], wider))
+    plans = {run.arm: run.plan for run in study.search()}
+    vocabulary, seq_len = {"vocab_size": study.plan.vocab_size}, study.plan.seq_len
+    full, wide = (ChiarForCausalLM(plans[arm].config(vocabulary)) for arm in ("full attention", "wider"))
+    table = {row["arm"]: row for row in rows(study, made_up(study, lambda run: 1 / run.learning_rate))}
+    ratio = wide.flops(1, seq_len).total / full.flops(1, seq_len).total
+    assert ratio > 1.2
+    for measure in ("total_ratio", "executed_ratio", "training_flops"):
+        assert table["wider"][measure]["mean"] == pytest.approx(ratio * table["full attention"][measure]["mean"])
+    assert table["wider"]["attention_ratio"] == table["full attention"]["attention_ratio"]
+
+
+def test_a_seed_at_a_standstill_is_told_of(study):
+    results = made_up(study, lambda run: 1 / run.learning_rate)
+    results["random_lr0.01_seed1"]["perplexity"] = 21.0
+    table = rows(study, results)
+    assert ["stalled" in row for row in table] == [False, True]
+    assert "| random (1 stalled) | 0.01 | 15.500 ± 7.778 |" in markdown(study, table)
 
 
 def test_a_rate_that_diverged_is_not_chosen(study):
@@ -266,9 +305,10 @@ def test_a_failed_run_is_named_and_the_others_are_kept(study, places):
 def test_a_damaged_result_is_named(study, places):
     file = places.result(study.search()[0])
     file.parent.mkdir(parents=True)
-    file.write_text('{"loss": 5.')
-    with pytest.raises(ValueError, match=f"{file} is damaged"):
-        run_study(study, places, 1)
+    for content, complaint in (('{"loss": 5.', "damaged"), ('{"loss": 5.0}', r"damaged \(perplexity is missing\)")):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=f"{file} is {complaint}.*: restore it, or remove it and make it again"):
+            run_study(study, places, 1)
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
@@ -276,7 +316,8 @@ def test_every_arm_of_every_study_has_a_configuration(study):
     for run in study.search():
         config = run.plan.config({})
         assert config.hidden_size == study.plan.fields["hidden_size"]
-    assert len({run.name for run in study.search()}) == len(study.arms) * len(study.learning_rates)
+    names = [run.name for run in study.search()]
+    assert len(set(names)) == len(names) == study.tuning_seeds * sum(len(study.rates_of(arm)) for arm in study.arms)
 
 
 def test_the_code_digest_follows_what_numbers_come_from(monkeypatch, tmp_path):

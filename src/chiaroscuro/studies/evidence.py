@@ -2,8 +2,8 @@
 
 Three seeds of one arm say little of how much seeds scatter, and those of all arms of a study together say enough: an
 interval is Student's, at 95 %, of the difference of two means over seeds with the pooled variance of the study. Arms
-that scatter far more than the others have their own, and so have all where accuracy is measured, which scatters little
-near its ends and much between them.
+that scatter far more than the others have their own, and so have all that have seeds enough, or where accuracy is
+measured, which scatters little near its ends and much between them.
 """
 
 import math
@@ -20,30 +20,31 @@ from chiaroscuro.studies.table import Row, best_runs, measure_of, on_text, rows
 # The 97.5th percentile of Student's t for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NORMAL = 1.95996  # the same of the normal distribution
+ENOUGH = 6  # seeds, that the variance of an arm is known without the others
 SCATTERS = 10.0  # times the median variance: of three seeds' variances, one in a thousand lies above
 
 
 @dataclass(frozen=True)
 class Finished:
     """A study all of whose runs are there: its table, per arm the results at its best learning rate by seed, and per
-    arm the results of its first seed by learning rate, but for those that diverged."""
+    arm those that its learning rate was chosen by, but for those that diverged."""
 
     study: Study
     folder: Path
     origin: dict[str, Any]
     table: dict[str, Row]
     runs: dict[str, list[dict[str, Any]]]
-    searched: dict[str, dict[float, dict[str, Any]]]
+    searched: dict[str, dict[float, list[dict[str, Any]]]]
 
 
 def finished(study: Study, folder: Path) -> Finished:
     """Raises Unfinished when runs are missing, and ValueError when results are damaged or made by another plan."""
     results = read_results(study, Places(folder, folder))
     table = {row["arm"]: row for row in rows(study, results)}
-    searched: dict[str, dict[float, dict[str, Any]]] = {arm.name: {} for arm in study.arms}
+    searched: dict[str, dict[float, list[dict[str, Any]]]] = {arm.name: {} for arm in study.arms}
     for run in study.search():
         if "diverged" not in results[run.name]:
-            searched[run.arm][run.learning_rate] = results[run.name]
+            searched[run.arm].setdefault(run.learning_rate, []).append(results[run.name])
     return Finished(study, folder, read_json(folder / "study.json"), table, best_runs(study, results), searched)
 
 
@@ -86,7 +87,7 @@ def difference(
 ) -> Difference:
     """The first arm of a pair less the second, on the test split or on a further text; of several pairs, no arm of
     which is in two of them, the mean. Of an arm with a run that diverged nothing is known: its interval has no ends.
-    Without `pooled` each arm has its own variance, as accuracies always do."""
+    Without `pooled` each arm has its own variance, as accuracies and arms of enough seeds always do."""
     is_accuracy = measure_of(study.table[pairs[0][0]]) == "accuracy"
     measure = "accuracy" if is_accuracy else "loss"
     values = {arm: on_text(row, text)[measure]["values"] for arm, row in study.table.items()}
@@ -96,7 +97,8 @@ def difference(
     mean = statistics.mean(statistics.mean(values[arm]) - statistics.mean(values[other]) for arm, other in pairs)
     if any("diverged" in study.table[arm] for arm in arms):
         return Difference(scale(mean), -math.inf, math.inf, is_accuracy)
-    reach = (_own_reach if is_accuracy or not pooled else _pooled_reach)(values, arms) / len(pairs)
+    own = is_accuracy or not pooled or min(len(values[arm]) for arm in arms) >= ENOUGH
+    reach = (_own_reach if own else _pooled_reach)(values, arms) / len(pairs)
     return Difference(scale(mean), scale(mean - reach), scale(mean + reach), is_accuracy)
 
 

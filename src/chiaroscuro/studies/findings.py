@@ -1,7 +1,7 @@
 """What is found on a claim: a verdict, its reasons and a table, by rules that know only arms and their intervals.
 
 What is better or worse is so by an interval that does not reach zero, what is as good by one that lies within a margin;
-all else is not settled.
+all else is not settled. What is so, but not by as much as was claimed, holds in direction only.
 """
 
 from dataclasses import dataclass
@@ -49,19 +49,24 @@ def shown(study: Finished, arm: str, text: str | None = None) -> str:
     return f"{scale * row[measure]['mean']:.2f} ± {scale * row[measure]['deviation']:.2f}"
 
 
-def gained(found: Difference, wanted_better: bool = True) -> str:
-    """The verdict on a claim that an arm is better, or that it is worse."""
-    if found.better:
-        return HOLDS if wanted_better else FAILS
-    if found.worse:
-        return FAILS if wanted_better else HOLDS
-    return OPEN
+def gained(found: Difference) -> str:
+    """The verdict on a claim that an arm is better."""
+    return HOLDS if found.better else FAILS if found.worse else OPEN
+
+
+def sized(found: Difference, claimed: float) -> str:
+    """The verdict on a claim that an arm differs by `claimed`, one way or the other, or by more."""
+    low, high = (found.low, found.high) if claimed > 0 else (-found.high, -found.low)
+    if low > 0:
+        return HOLDS if high >= abs(claimed) else WEAKER
+    return FAILS if high < 0 else OPEN
 
 
 def worth(found: Difference, least: float) -> str:
-    """The verdict on a claim that an arm is better, which fails where it is better by less than `least` at the best."""
-    unlikely = (found.high if found.is_accuracy else -found.low) < least
-    return FAILS if unlikely else gained(found)
+    """The verdict on a claim that an arm is better by `least`, which fails where that cannot be."""
+    claimed = least if found.is_accuracy else -least
+    unlikely = not found.better and (found.high < claimed if found.is_accuracy else found.low > claimed)
+    return FAILS if unlikely else sized(found, claimed)
 
 
 def in_both(pre: Difference, post: Difference) -> str:

@@ -1,10 +1,11 @@
 """The rules by which our own claims are judged."""
 
 from chiaroscuro.studies.budgets import AS_LARGE, LAYERS, POST_NORM, TWIN
-from chiaroscuro.studies.evidence import difference
+from chiaroscuro.studies.evidence import Finished, difference
 from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, worth
+from chiaroscuro.studies.paper_findings import DCT_GAIN
+from chiaroscuro.studies.table import on_text
 
-DCT_GAIN = 0.02  # of perplexity, below which the DCT is not worth having
 AS_GOOD = 0.02  # of perplexity: what six seeds can tell from nothing
 RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twin that can do it at all
 
@@ -24,10 +25,20 @@ def half_of_the_attention(studies: Studies) -> Finding:
             f"with post-norm {own[1]} and {other[1]}. With half of the tokens in those layers, a quarter in all: "
             f"{own[2]} and {other[2]}. Parameters given back, in wider feed-forward networks: {own[3]}, {other[3]} at "
             f"half, {own[4]} and {other[4]} at a quarter. Post-norm itself changes full attention by {own[5]} and "
-            f"{other[5]}. The second half of the table is WikiText's."
+            f"{other[5]}. The second half of the table is WikiText's.",
+            f"Mean perplexities to full attention's, on both texts: {_times(study, half)} with the upper half of the "
+            f"layers, {_times(study, quarter)} with a quarter.",
         ],
         table + further[1:],
     )
+
+
+def _times(study: Finished, arm: str) -> str:
+    """The mean perplexity of an arm, to full attention's, on both texts."""
+    own, twin = study.table[arm], study.table[TWIN]
+    on_test = own["perplexity"]["mean"] / twin["perplexity"]["mean"]
+    on_wikitext = on_text(own, "wikitext")["perplexity"]["mean"] / on_text(twin, "wikitext")["perplexity"]["mean"]
+    return f"{on_test:.3f} and {on_wikitext:.3f}"
 
 
 def who_gets_it(studies: Studies) -> Finding:

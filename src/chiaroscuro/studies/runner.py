@@ -23,6 +23,12 @@ from chiaroscuro.studies.origin import claim, origin_of
 from chiaroscuro.studies.study import Study, StudyRun
 from chiaroscuro.training import TrainingPlan, prepare, write_json
 
+# What tables, figures and verdicts take of a result.
+OF_EVERY_RUN = (
+    *("loss", "perplexity", "bits_per_byte", "accuracy", "validation", "routing"),
+    *("steps", "tokens_seen", "parameters", "flops", "data", "versions", "plan"),
+)
+
 
 class Unfinished(ValueError):
     """Runs of a study are missing."""
@@ -72,15 +78,21 @@ def read_results(study: Study, places: Places) -> dict[str, dict[str, Any]]:
     if len(results) == len(study.search()):
         runs = study.repetitions(study.best_rates(results))
         results |= {run.name: read_result(run, places) for run in runs if places.result(run).exists()}
-    count = len(study.arms) * (len(study.learning_rates) + len(study.seeds) - 1)
+    count = len(study.search()) + len(study.arms) * (len(study.seeds) - study.tuning_seeds)
     if len(results) < count:
         raise Unfinished(f"{len(results)} of the {count} runs of study {study.name!r} are there")
     return results
 
 
 def read_result(run: StudyRun, places: Places) -> dict[str, Any]:
-    """The result of one run. Raises ValueError when it was made by another plan than the study now declares."""
+    """The result of one run. Raises ValueError when it is damaged, and when it was made by another plan than the study
+    now declares."""
     result = read_json(places.result(run))
+    missing = [] if "diverged" in result else [name for name in OF_EVERY_RUN if name not in result]
+    if missing:
+        raise ValueError(
+            f"{places.result(run)} is damaged ({missing[0]} is missing): restore it, or remove it and make it again"
+        )
     declared, made = json.loads(json.dumps(asdict(run.plan))), result.get("plan", {})
     # Where data and tokenizer lie is no part of it; an option that the result does not know stood at its default.
     defaults = asdict(TrainingPlan())

@@ -1,6 +1,7 @@
 """What a study is: arms trained alike, each at its own best learning rate, over several seeds."""
 
 import re
+import statistics
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,13 +11,15 @@ from chiaroscuro.training import TrainingPlan
 @dataclass(frozen=True)
 class Arm:
     """One row of the table: a recipe, the fields in which it differs from it, and what it changes of the plan. curves:
-    those of the figure of budgets that it is a point of."""
+    those of the figure of budgets that it is a point of. learning_rates: those it is tried at, where they are not the
+    study's."""
 
     name: str
     recipe: str
     fields: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     curves: tuple[str, ...] = ()
+    learning_rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class StudyRun:
 class Study:
     """A question, the arms that answer it, and the plan that all arms share.
 
-    First every arm is trained with the first seed at every learning rate, and its best rate is chosen by the validation
-    split. Then it is trained at that rate with the other seeds. The test split is looked at only for the table.
+    First every arm is trained with the first `tuning_seeds` of the seeds at every learning rate, and its best rate is
+    chosen by the validation split. Then it is trained at that rate with the other seeds. The test split is looked at
+    only for the table.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Study:
     arms: tuple[Arm, ...]
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
+    tuning_seeds: int = 1
 
     def on(self, data: str | None = None, texts: dict[str, str] | None = None) -> "Study":
         """The same study with its data taken from `data`, also where an arm takes it for a further task, and those of
@@ -71,23 +76,32 @@ class Study:
 
     def search(self) -> list[StudyRun]:
         """The runs that choose the learning rates."""
-        return [self._run(arm, rate, self.seeds[0]) for arm in self.arms for rate in self.learning_rates]
+        return [run for arm in self.arms for rate in self.rates_of(arm) for run in self._tuning(arm, rate)]
 
     def repetitions(self, best: dict[str, float]) -> list[StudyRun]:
         """The runs of the other seeds, given the best learning rate of each arm that has one."""
         arms = [arm for arm in self.arms if arm.name in best]
-        return [self._run(arm, best[arm.name], seed) for arm in arms for seed in self.seeds[1:]]
+        return [self._run(arm, best[arm.name], seed) for arm in arms for seed in self.seeds[self.tuning_seeds :]]
 
     def best_rates(self, results: dict[str, dict[str, Any]]) -> dict[str, float]:
-        """Per arm the learning rate of the lowest validation loss, of the results by name of run. A run that diverged
-        is never the best, and an arm all of whose runs did has none."""
+        """Per arm the learning rate of the lowest validation loss, of the results by name of run. A rate at which a run
+        diverged is never the best, and an arm has none if that befell all."""
         best = {}
         for arm in self.arms:
-            tried = [self._run(arm, rate, self.seeds[0]) for rate in self.learning_rates]
-            finished = [run for run in tried if "diverged" not in results[run.name]]
-            if finished:
-                best[arm.name] = min(finished, key=lambda run: results[run.name]["validation"]["loss"]).learning_rate
+            losses = {}
+            for rate in self.rates_of(arm):
+                tried = [results[run.name] for run in self._tuning(arm, rate)]
+                if not any("diverged" in result for result in tried):
+                    losses[rate] = statistics.mean(result["validation"]["loss"] for result in tried)
+            if losses:
+                best[arm.name] = min(losses, key=losses.__getitem__)
         return best
+
+    def rates_of(self, arm: Arm) -> tuple[float, ...]:
+        return arm.learning_rates or self.learning_rates
+
+    def _tuning(self, arm: Arm, rate: float) -> list[StudyRun]:
+        return [self._run(arm, rate, seed) for seed in self.seeds[: self.tuning_seeds]]
 
     def _run(self, arm: Arm, learning_rate: float, seed: int) -> StudyRun:
         plan = replace(

@@ -3,12 +3,15 @@
 import statistics
 from typing import Any
 
+from chiaroscuro.flops import planned_flops
+from chiaroscuro.modeling import ChiarConfig
 from chiaroscuro.studies.study import Study
+from chiaroscuro.training import TrainingPlan
 
 Row = dict[str, Any]
-RATIOS = ("attention_ratio", "total_ratio", "executed_ratio")
 TEXT_MEASURES = ("loss", "perplexity")
-FLOPS = (*RATIOS, "training_flops")
+FLOPS = ("attention_ratio", "total_ratio", "executed_ratio", "training_flops")
+AT_A_STANDSTILL = 2.0  # times the perplexity of the best seed: a run that no longer learned
 
 
 def best_runs(study: Study, results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -22,7 +25,8 @@ def best_runs(study: Study, results: dict[str, dict[str, Any]]) -> dict[str, lis
 def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
     """Per arm: the best learning rate, the measures of the test split and of further texts, the FLOPs ratios, and the
     FLOPs executed in training to those of full attention over the plan's steps, each as mean and deviation. Of an arm
-    that diverged with some seeds these are of the others, and `diverged` says how many.
+    that diverged with some seeds these are of the others, and `diverged` says how many; `stalled`, how many came to a
+    standstill.
 
     Times are left out: they depend on what else the machine was doing.
     """
@@ -35,14 +39,24 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
         for measure in ("loss", "perplexity", "bits_per_byte", "accuracy"):
             if own[0][measure] is not None:
                 row[measure] = _spread([result[measure] for result in own])
+        if "perplexity" in row and any(stalled := at_a_standstill(own)):
+            row["stalled"] = sum(stalled)
         row["texts"] = {text: _on(text, own) for text in own[0].get("test_on", {})}
-        for ratio in RATIOS:
-            row[ratio] = _spread([result["flops"][ratio] for result in own])
-        trained = [_training_ratio(result["flops"]) * result["steps"] / study.plan.steps for result in own]
+        width = _width(study, arm)
+        row["attention_ratio"] = _spread([result["flops"]["attention_ratio"] for result in own])
+        for ratio in ("total_ratio", "executed_ratio"):
+            row[ratio] = _spread([width * result["flops"][ratio] for result in own])
+        trained = [width * _training_ratio(result["flops"]) * result["steps"] / study.plan.steps for result in own]
         row["training_flops"] = _spread(trained)
         row["parameters"] = own[0]["parameters"]
         table.append(row)
     return table
+
+
+def at_a_standstill(results: list[dict[str, Any]]) -> list[bool]:
+    """Which of the runs of an arm no longer learned at some point, as far as the others show."""
+    best = min(result["perplexity"] for result in results)
+    return [result["perplexity"] > AT_A_STANDSTILL * best for result in results]
 
 
 def _on(text: str, results: list[dict[str, Any]]) -> Row:
@@ -50,6 +64,20 @@ def _on(text: str, results: list[dict[str, Any]]) -> Row:
     found = [result["test_on"][text] for result in results]
     measures: Row = {measure: _spread([each[measure] for each in found]) for measure in TEXT_MEASURES}
     return measures | {"attention_ratio": _spread([each["flops"]["attention_ratio"] for each in found])}
+
+
+def _width(study: Study, arm: str) -> float:
+    """Results hold FLOPs to those of full attention with feed-forward networks as wide as the arm's. What that spends,
+    to full attention by the plan of the study."""
+    fields = next(each.fields for each in study.arms if each.name == arm)
+    wider = {name: fields[name] for name in fields if name == "intermediate_size"}
+    return _full_attention(study.plan, wider) / _full_attention(study.plan, {}) if wider else 1.0
+
+
+def _full_attention(plan: TrainingPlan, fields: dict[str, int]) -> float:
+    """FLOPs that it plans for a window."""
+    config = ChiarConfig.from_recipe("full_attention", vocab_size=plan.vocab_size, **plan.fields | fields)
+    return planned_flops(config, 1, plan.seq_len).total
 
 
 def _training_ratio(flops: dict[str, float]) -> float:
@@ -64,7 +92,7 @@ def markdown(study: Study, table: list[Row]) -> str:
     head = ["arm", "learning rate", *(name.replace("_", " ") for name in measures)]
     head += [f"perplexity on {text}" for text in texts]
     head += ["attention FLOPs", "all FLOPs planned", "all FLOPs executed", "training FLOPs", "parameters"]
-    rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
+    rates = ", ".join(f"{rate:g}" for rate in sorted({run.learning_rate for run in study.search()}))
     lines = [
         f"# {study.name}",
         "",
@@ -77,8 +105,12 @@ def markdown(study: Study, table: list[Row]) -> str:
     ]
     body = []
     for row in table:
-        arm = f"{row['arm']} ({row['diverged']} diverged)" if "diverged" in row else row["arm"]
-        cells = [arm, f"{row['learning_rate']:g}", *(_shown(row[name], 3) for name in measures)]
+        failed = [f"{row[kind]} {kind}" for kind in ("diverged", "stalled") if kind in row]
+        cells = [
+            f"{row['arm']} ({', '.join(failed)})" if failed else row["arm"],
+            f"{row['learning_rate']:g}",
+            *(_shown(row[name], 3) for name in measures),
+        ]
         cells += [_shown(row["texts"][text]["perplexity"], 3) for text in texts]
         cells += [_shown(row[name], 3) for name in FLOPS]
         body.append([*cells, f"{row['parameters']:,}"])
