@@ -278,6 +278,18 @@ def test_names_are_registered_once_and_unknown_ones_answered_with_the_known():
     with pytest.raises(ValueError, match="'dct' is already registered"):
         register_mixer("dct")(FeedForward)
     assert register_mixer("dct")(DCTMixer) is DCTMixer
+    for name in ("shift.v2", "2nd", "", "keys", "short_convolution", "meta_router"):
+        with pytest.raises(ValueError, match=f"an operator cannot be called '{name}'"):
+            register_mixer(name)
+
+
+def test_features_beyond_half_precision_are_finite():
+    mixer = RBFMixer(256).half()
+    x = torch.randn(1, 5, 256)
+    x[0, 2] = 3.0 * mixer.frequencies_FD[0].float() / mixer.frequencies_FD[0].float().std()
+    mixed = mixer(x.half())
+    assert mixed.dtype == torch.float16
+    torch.testing.assert_close(mixed.float(), mixer.float()(x.half().float()), atol=2e-2, rtol=2e-2)
 
 
 def test_flops_of_the_chosen_are_a_share_of_those_of_all():

@@ -1,6 +1,7 @@
 """Configurations and recipes."""
 
 import pytest
+from tests.helpers import tiny_config
 
 from chiaroscuro import RECIPES, ChiarConfig, ChiarForCausalLM
 
@@ -67,7 +68,23 @@ def test_the_twin_is_full_attention_of_the_same_size():
     config = ChiarConfig.from_recipe("v2", hidden_size=64, num_hidden_layers=6, vocab_size=100)
     twin = config.twin()
     assert twin.layer_operators == [["attention"]] * 6
-    assert (twin.hidden_size, twin.vocab_size, twin.norm_placement) == (64, 100, "pre")
+    assert (twin.hidden_size, twin.vocab_size, twin.router) == (64, 100, "threshold")
+    same = ("norm_placement", "dropout", "embedding_norm", "position_embedding", "max_position_embeddings")
+    assert [getattr(twin, name) for name in same] == ["post", 0.1, False, "rotary", 8192]
+    untied = tiny_config(tie_word_embeddings=False, num_labels=3, rope_base=500.0).twin()
+    assert (untied.tie_word_embeddings, untied.num_labels, untied.rope_base) == (False, 3, 500.0)
+    # So that of the paper is its baseline, but for what full attention has no use for.
+    baseline = ChiarConfig.from_recipe("v2_full_attention", hidden_size=64, num_hidden_layers=6, vocab_size=100)
+    unused = {"recipe": baseline.recipe, "dct_filter_start": baseline.dct_filter_start}
+    assert twin.to_dict() | unused == baseline.to_dict()
+
+
+def test_a_recipe_is_more_than_its_name():
+    with pytest.raises(ValueError, match=r"a recipe is more than its name: use ChiarConfig.from_recipe\('v2'\)"):
+        ChiarConfig(recipe="v2")
+    assert ChiarConfig(recipe="full_attention").layer_operators == [["attention"]] * 4
+    config = ChiarConfig.from_recipe("v2")
+    assert ChiarConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import accelerate
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tests.helpers import VOCAB, D, ids, tiny_config, tiny_model
+from tests.helpers import ROUTERS, VOCAB, D, ids, tiny_config, tiny_model
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from chiaroscuro import ChiarForCausalLM, ChiarForSequenceClassification
+from chiaroscuro import ChiarForCausalLM, ChiarForSequenceClassification, calibrate
 from chiaroscuro.data import train_tokenizer
 from chiaroscuro.mixers import Context
 
@@ -231,6 +231,17 @@ def test_weights_on_disk_generate_the_same(recipe, keys, tmp_path):
     expected = model.generate(ids(2, 5), max_new_tokens=6, do_sample=False, pad_token_id=0)
     accelerate.disk_offload(model, tmp_path, execution_device="cpu", offload_buffers=True)
     assert torch.equal(model.generate(ids(2, 5), max_new_tokens=6, do_sample=False, pad_token_id=0), expected)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_weights_that_are_fetched_when_they_are_needed_route_and_calibrate_the_same(router):
+    model = tiny_model(router=router)
+    calibrate(model, ids(2, 64))
+    expected = model(ids(2, 9)).logits
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert torch.equal(model(ids(2, 9)).logits, expected)
+    calibrate(model, ids(2, 64))
+    assert torch.equal(model(ids(2, 9)).logits, expected)
 
 
 def test_a_context_moves_what_is_known_of_the_tokens_and_leaves_what_is_remembered():

@@ -202,6 +202,14 @@ def test_classifiers_pool_what_is_not_padding_and_survive_saving(recipe, tmp_pat
     assert torch.equal(loaded(ids(2, 6)).logits, plain.logits)
 
 
+def test_a_classifier_neither_makes_nor_takes_a_cache():
+    model = ChiarForSequenceClassification(tiny_config(num_labels=3)).eval()
+    assert "past_key_values" not in model(ids(2, 6), use_cache=True)
+    for name in ("past_key_values", "cache"):
+        with pytest.raises(ValueError, match="goes on from no cache"):
+            model(ids(2, 6), **{name: DynamicCache(config=model.config)})
+
+
 @every_recipe
 def test_gradient_checkpointing_changes_no_gradient(recipe):
     gradients = []
@@ -229,9 +237,11 @@ def test_the_collapse_regulariser_takes_lambda_u_from_the_loss():
     plain, regularised = (tiny_model(router="soft", collapse_weight=weight) for weight in (0.0, 0.25))
     output = plain(ids(2, 9), labels=ids(2, 9), output_routing=True)
     U = torch.stack([utilisation_entropy(utilisation(trace.gates)) for trace in output.routing]).mean()
-    penalised = regularised(ids(2, 9), labels=ids(2, 9))
+    penalised = regularised.train()(ids(2, 9), labels=ids(2, 9))
     assert penalised.routing is None
     torch.testing.assert_close(penalised.loss, output.loss - 0.25 * U, atol=1e-6, rtol=0)
+    measured = regularised.eval()(ids(2, 9), labels=ids(2, 9))
+    torch.testing.assert_close(measured.loss, output.loss, atol=1e-6, rtol=0)
 
 
 def test_no_gradient_of_the_collapse_regulariser_passes_a_threshold():
@@ -350,7 +360,22 @@ def test_assisted_decoding_is_refused_and_not_wrong():
             lambda model: model(ids(1, 4), position_ids=torch.tensor([[0, 1, 0, 1]])),
             "packed into one are not supported",
         ),
-        (lambda model: model(ids(1, 4), position_ids=torch.arange(3)[None]), r"shape \(batch or 1, 4\), got \(1, 3\)"),
+        (lambda model: model(ids(1, 4), position_ids=torch.arange(3)[None]), r"shape \(1 or 1, 4\), got \(1, 3\)"),
+        (lambda model: model(ids(3, 4), position_ids=ids(2, 4)), r"shape \(3 or 1, 4\), got \(2, 4\)"),
+        (
+            lambda model: model(inputs_embeds=torch.zeros(1, 2, D + 1)),
+            rf"shape \(batch, tokens, {D}\) .* \(1, 2, {D + 1}\)",
+        ),
+        (lambda model: model(inputs_embeds=torch.zeros(2, D)), rf"shape \(batch, tokens, {D}\) .* \(2, {D}\)"),
+        (lambda model: model(inputs_embeds=torch.zeros(1, 0, D)), rf"at least one of each, got \(1, 0, {D}\)"),
+        (
+            lambda model: model(ids(2, 5), past_key_values=DynamicCache(config=tiny_config(num_hidden_layers=3))),
+            "not made for this model",
+        ),
+        (
+            lambda model: model(ids(2, 5), past_key_values=DynamicCache(config=tiny_config(num_hidden_layers=5))),
+            "not made for this model",
+        ),
         (lambda model: model(torch.tensor([1, 2])), r"shape \(batch, tokens\) .* got \(2,\)"),
         (lambda model: model(ids(1, 0)), r"at least one of each, got \(1, 0\)"),
         (lambda model: model(ids(0, 3)), r"at least one of each, got \(0, 3\)"),
@@ -363,6 +388,16 @@ def test_bad_input_is_refused(call, complaint):
     model = tiny_model(max_position_embeddings=32)
     with pytest.raises(ValueError, match=complaint):
         call(model)
+
+
+@pytest.mark.parametrize("first", [-1, 31])
+def test_positions_without_a_learned_vector_are_refused(first):
+    model = tiny_model("v1_full_attention", max_position_embeddings=32)
+    assert model(ids(1, 2), position_ids=torch.tensor([[30, 31]])).logits.shape == (1, 2, VOCAB)
+    with pytest.raises(ValueError, match=r"position_ids must lie in \[0, 32\), where the model has learned positions"):
+        model(ids(1, 2), position_ids=torch.tensor([[first, first + 1]]))
+    with pytest.raises(ValueError, match="train a model with a larger max_position_embeddings"):
+        model(ids(1, 33))
 
 
 def test_the_full_size_model_has_the_published_parameters():

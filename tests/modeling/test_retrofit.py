@@ -4,7 +4,9 @@ Shapes: B batch, T tokens.
 """
 
 import copy
+import io
 
+import accelerate
 import pytest
 import torch
 from tests.helpers import VOCAB, ids
@@ -259,6 +261,43 @@ def test_an_adapter_around_the_projections_of_gpt2_is_used_and_learns():
     assert not torch.allclose(out.logits, before)
     out.loss.backward()
     assert float(attention.c_attn.low.grad.abs().sum()) > 0
+
+
+@every_model
+def test_weights_that_are_fetched_when_they_are_needed_give_the_same(name):
+    model = half(name)
+    expected = model(ids(2, 24)).logits
+    accelerate.cpu_offload(model, execution_device="cpu")
+    torch.testing.assert_close(model(ids(2, 24)).logits, expected, atol=1e-5, rtol=0)
+
+
+@every_model
+def test_a_pickled_model_is_the_same(name):
+    model, file = half(name), io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    assert torch.equal(again(ids(2, 24)).logits, model(ids(2, 24)).logits)
+    set_share(again, 1.0, ids(4, 96))
+    assert not torch.equal(again(ids(2, 24)).logits, model(ids(2, 24)).logits)
+
+
+def replica_of(module):
+    """As nn.DataParallel makes one, with weights twice as large."""
+    replica = module._replicate_for_data_parallel()
+    replica._modules = {name: replica_of(child) for name, child in module._modules.items()}
+    for name, parameter in module._parameters.items():
+        setattr(replica, name, None if parameter is None else 2 * parameter.detach())
+    return replica
+
+
+@every_model
+def test_a_replica_computes_with_its_own_weights(name):
+    model, twice = half(name), half(name)
+    with torch.no_grad():
+        for parameter in twice.parameters():
+            parameter.mul_(2)
+    assert torch.equal(replica_of(model)(ids(2, 24)).logits, twice(ids(2, 24)).logits)
 
 
 def test_weights_of_attention_are_refused():

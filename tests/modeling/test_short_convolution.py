@@ -52,6 +52,20 @@ def test_a_padded_text_in_pieces_gives_the_logits_of_the_whole_without_padding(r
 
 
 @both_norms
+@pytest.mark.parametrize("cuts", [(9,), (5, 4), (1,) * 9, (3, 1, 5)])
+def test_padding_between_tokens_is_not_there(recipe, cuts):
+    model, input_ids = tiny_model(recipe, **WIDTH), ids(2, 9)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 1, 1, 1], [0, 1, 0, 1, 1, 1, 0, 1, 0]])
+    cache, pieces, start = DynamicCache(config=model.config), [], 0
+    for size in cuts:
+        now = slice(start, start + size)
+        pieces.append(model(input_ids[:, now], attention_mask=mask[:, : start + size], past_key_values=cache).logits)
+        start += size
+    for row, valid, logits in zip(input_ids, mask.bool(), torch.cat(pieces, 1), strict=True):
+        torch.testing.assert_close(logits[valid], model(row[valid][None]).logits[0], atol=1e-10, rtol=0)
+
+
+@both_norms
 def test_beams_take_what_it_remembers_along(recipe):
     model, input_ids = tiny_model(recipe, **WIDTH), ids(2, 5)
     arguments = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False, "pad_token_id": 0}

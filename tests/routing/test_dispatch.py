@@ -157,6 +157,9 @@ def test_layers_that_make_no_sense_are_refused():
         RoutedMixer(two)
     with pytest.raises(ValueError, match="1 operators take no router"):
         RoutedMixer({"dct": DCTMixer(D)}, ThresholdRouter(D, 2))
+    for router in (ThresholdRouter(D, 3), router_class("soft")(D, 3)):
+        with pytest.raises(ValueError, match="2 operators and a router that chooses between 3"):
+            RoutedMixer(two, router)
     with pytest.raises(ValueError, match="blends them all"):
         RoutedMixer(two, router_class("soft")(D, 2), dispatch="sparse")
 

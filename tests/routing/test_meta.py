@@ -1,9 +1,12 @@
 """The MetaRouter, in the form that can be used and in the one that was published."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tests.helpers import D, assert_causal_and_apart, ids, reach, tiny_model
 
+from chiaroscuro.flops import executed_flops
 from chiaroscuro.routing import MetaRouter
 
 
@@ -62,3 +65,10 @@ def test_the_published_meta_router_leaks_the_future_and_other_rows():
     assert found[0, 0, 1].all(), "a row should read the other here"
     with pytest.raises(AssertionError):
         assert_causal_and_apart(lambda x: model(inputs_embeds=x).logits, x)
+
+
+@pytest.mark.parametrize("mode", ["causal", "paper"])
+def test_the_planned_flops_of_the_gate_are_executed(mode):
+    with pytest.warns(UserWarning, match="leak") if mode == "paper" else nullcontext():
+        model = tiny_model("v2", meta_router=mode, num_hidden_layers=1, layer_operators=[["none"]])
+    assert model.flops(2, 24).routing == executed_flops(lambda: model.model.meta_router(torch.randn(2, 24, D).double()))

@@ -28,6 +28,12 @@ def test_half_precision_leaves_the_thresholds_in_float32():
         assert router.to(dtype).thresholds.dtype == torch.float32
         assert router.thresholds.tolist() == pytest.approx([0.8935, 0.8973], abs=1e-7)
     assert router.double().thresholds.dtype == torch.float64
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        made = ThresholdRouter(1024, 2, low=0.8935, high=0.8973)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert made.thresholds.tolist() == router.thresholds.tolist()
 
 
 def test_two_operators_are_parted_by_the_mean_of_the_thresholds():
@@ -113,8 +119,18 @@ def test_random_choices_are_even_repeatable_and_differ_by_token_position_and_lay
     assert torch.equal(again, first[:, 50:60])
 
 
-def test_interleaved_choices_take_turns_by_position():
+@pytest.mark.parametrize("name", ["random", "interleaved"])
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_controls_choose_the_same_for_smaller_integers(name, share):
+    router, x = router_class(name)(8, 2, 1, share), torch.zeros(2, 90, 8)
+    given = {"positions_BT": torch.arange(2000, 2090)[None], "ids_BT": torch.randint(50_000, (2, 90))}
+    smaller = Context(**{key: value.int() for key, value in given.items()})
+    assert torch.equal(router(x, None, smaller), router(x, None, Context(**given)))
+
+
+def test_interleaved_choices_take_turns_by_position_and_by_layer():
     router = router_class("interleaved")(8, 3)
+    assert gates(router_class("interleaved")(8, 3, 1), [0.5] * 4).argmax(-1).tolist() == [1, 2, 0, 1]
     assert gates(router, [0.5] * 7).argmax(-1).tolist() == [0, 1, 2, 0, 1, 2, 0]
     later = Context(positions_BT=torch.tensor([[4, 5]]))
     assert router(torch.zeros(1, 2, 8), torch.zeros(1, 2), later).argmax(-1).tolist() == [[1, 2]]

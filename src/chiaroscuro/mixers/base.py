@@ -106,16 +106,20 @@ class Mixer(nn.Module, ABC):
         """
 
     def fit(self, x_BTD: Tensor) -> None:
-        """Set what should start from data, given typical inputs. Called once before training."""
+        """Set what should start from data, given typical inputs: called by `chiaroscuro.calibrate` with `fit_mixers`,
+        which is for once before training."""
 
 
 M = TypeVar("M", bound=Mixer)
 _MIXERS: dict[str, type[Mixer]] = {}
+_RESERVED = ("short_convolution", "meta_router")  # whose states lie beside those of a layer's operators
 
 
 def register_mixer(name: str) -> Callable[[type[M]], type[M]]:
     """Class decorator: make a mixer available to configurations under `name`. Raises ValueError when the name is
-    taken by another class."""
+    taken by another class, and for one that no operator can have: it becomes part of the names of weights."""
+    if not name.isidentifier() or name in _RESERVED or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"an operator cannot be called {name!r}: give a name as of a variable, not taken otherwise")
 
     def register(cls: type[M]) -> type[M]:
         known = _MIXERS.setdefault(name, cls)

@@ -1,6 +1,6 @@
 """Short convolution of all tokens, whatever they are routed to afterwards.
 
-Shapes: B batch, T tokens, D model channels, W taps.
+Shapes: B batch, T tokens, D model channels, W taps, E = W - 1 tokens before the first.
 """
 
 import torch
@@ -25,19 +25,30 @@ class ShortConvolution(nn.Module):
         init.zeros_(self.weight_WD)
 
     def forward(self, x_BTD: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        """(B, T, D). Padding is not seen by others."""
-        seen_BTD = x_BTD if context.valid_BT is None else x_BTD * context.valid_BT[..., None]
-        return x_BTD + short_convolution(seen_BTD, self.weight_WD, self._before(seen_BTD, context.state))
+        """(B, T, D). Padding is left as it is, and is not there for others: the tokens on its two sides are
+        neighbours."""
+        valid_BT, T = context.valid_BT, x_BTD.shape[1]
+        if valid_BT is None:
+            count_B = torch.full((len(x_BTD),), T, device=x_BTD.device)
+            return x_BTD + short_convolution(x_BTD, self.weight_WD, self._before(x_BTD, count_B, context.state))
+        place_BTD = torch.where(valid_BT, valid_BT.cumsum(1) - 1, T)[..., None].expand_as(x_BTD)
+        # Padding goes to a place of its own behind the tokens.
+        packed_BTD = x_BTD.new_zeros(len(x_BTD), T + 1, x_BTD.shape[2]).scatter(1, place_BTD, x_BTD)[:, :T]
+        before_BED = self._before(packed_BTD, valid_BT.sum(1), context.state)
+        mixed_BTD = short_convolution(packed_BTD, self.weight_WD, before_BED).gather(1, place_BTD.clamp_max(T - 1))
+        return x_BTD + mixed_BTD * valid_BT[..., None]
 
-    def _before(self, x_BTD: Tensor, state: dict[str, Tensor] | None) -> Tensor | None:
-        """The tokens before these, and these remembered in their place."""
+    def _before(self, packed_BTD: Tensor, count_B: Tensor, state: dict[str, Tensor] | None) -> Tensor | None:
+        """The tokens before these, and the last of these remembered in their place; `count_B` are no padding."""
         if state is None:
             return None
+        B, _, D = packed_BTD.shape
         earlier = len(self.weight_WD) - 1
-        before = state.get("before", x_BTD.new_zeros(x_BTD.shape[0], earlier, x_BTD.shape[2]))
-        recent = torch.cat((before, x_BTD[:, max(0, x_BTD.shape[1] - earlier) :]), dim=1)
-        state["before"] = recent[:, recent.shape[1] - earlier :]
-        return before
+        before_BED = state.get("before", packed_BTD.new_zeros(B, earlier, D))
+        last_BE = count_B[:, None] + torch.arange(earlier, device=packed_BTD.device)
+        known = torch.cat((before_BED, packed_BTD), dim=1)
+        state["before"] = known.gather(1, last_BE[..., None].expand(B, earlier, D))
+        return before_BED
 
     def flops(self, tokens: float) -> Flops:
         return Flops(mixing=2.0 * tokens * self.weight_WD.numel())

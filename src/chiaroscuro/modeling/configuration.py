@@ -32,6 +32,11 @@ _NUMBERS = {
     "dct_filter_start": -sys.float_info.max,
 }
 LAYERS = 4
+_OF_ROUTING = {  # what full attention has no use for
+    *("recipe", "layer_operators", "router", "routed_share", "tau_low", "tau_high", "attention_keys", "dispatch"),
+    *("meta_router", "feed_forward", "collapse_weight", "entropy_dc_weight", "dct_filter_start", "rbf_features"),
+    "task_labels",
+}
 LONGEST = 10_000  # of what is listed: layers, labels
 _SIZES = (
     "vocab_size",
@@ -58,7 +63,7 @@ class ChiarConfig(PreTrainedConfig):
 
     The defaults are those of the recipe `chiar`; `ChiarConfig.from_recipe(name, **fields)` starts from another one.
 
-    recipe: the recipe the fields started from; by itself it gives the plan of layers and nothing else.
+    recipe: the recipe that the fields started from.
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
     router: "threshold", "soft", "hard", "learned", "benefit", or the controls "random" and "interleaved"
         (`chiaroscuro.routing`).
@@ -123,13 +128,14 @@ class ChiarConfig(PreTrainedConfig):
         for name in ("recipe", "router"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a name, got {getattr(self, name)!r}")
-        plan = recipe_named(self.recipe).plan
+        recipe_named(self.recipe)
         _check_operators(self.layer_operators)
         if self.num_hidden_layers is None:
             self.num_hidden_layers = LAYERS if self.layer_operators is None else len(self.layer_operators)
         if self.layer_operators is None:
-            _check_size("num_hidden_layers", self.num_hidden_layers, LONGEST)
-            self.layer_operators = plan(self.num_hidden_layers)
+            if recipe_named(self.recipe).fields:
+                raise ValueError(f"a recipe is more than its name: use ChiarConfig.from_recipe({self.recipe!r})")
+            self.layer_operators = _plan(self.recipe, self.num_hidden_layers)
         self.layer_operators = [list(operators) for operators in self.layer_operators]
         _check_size("hidden_size", self.hidden_size)
         if self.intermediate_size is None:
@@ -159,21 +165,17 @@ class ChiarConfig(PreTrainedConfig):
         if chosen.get("hidden_size") != width:
             for threshold in ("tau_low", "tau_high"):
                 chosen[threshold] = fields.get(threshold)
+        if chosen.get("layer_operators") is None:
+            layers = chosen.get("num_hidden_layers")
+            chosen["layer_operators"] = _plan(name, LAYERS if layers is None else layers)
         return cls(**chosen)
 
     def twin(self) -> "ChiarConfig":
-        """The `full_attention` model of the same size that ratios are measured against, with what is not routed."""
-        same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        special = (
-            "short_convolution",
-            "attention_dropout",
-            "max_position_embeddings",
-            "num_labels",
-            "bos_token_id",
-            "eos_token_id",
-            "pad_token_id",
-        )
-        return ChiarConfig.from_recipe("full_attention", **{name: getattr(self, name) for name in (*same, *special)})
+        """The same model with attention for all tokens in each layer, which ratios are measured against."""
+        own = {field.name for field in dataclasses.fields(ChiarConfig)}
+        own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        same = own - _OF_ROUTING | {"num_labels"}
+        return ChiarConfig.from_recipe("full_attention", **{name: getattr(self, name) for name in same})
 
     @property
     def layer_types(self) -> list[str]:
@@ -277,6 +279,12 @@ class ChiarConfig(PreTrainedConfig):
             if not _is_number(self.tau_low) or not _is_number(self.tau_high):
                 raise ValueError(f"tau_low and tau_high must be numbers, got {self.tau_low!r} and {self.tau_high!r}")
             check_thresholds(self.tau_low, self.tau_high)
+
+
+def _plan(recipe: str, layers: Any) -> list[list[str]]:
+    """The operators of each layer, by a recipe."""
+    _check_size("num_hidden_layers", layers, LONGEST)
+    return recipe_named(recipe).plan(layers)
 
 
 def _check_size(name: str, value: Any, most: int = 2**63 - 1) -> None:

@@ -17,7 +17,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
 from chiaroscuro.mixers import Flops
@@ -36,7 +36,7 @@ class ChiarCausalLMOutput(CausalLMOutputWithPast):
 
 
 @dataclass
-class ChiarClassifierOutput(SequenceClassifierOutputWithPast):
+class ChiarClassifierOutput(SequenceClassifierOutput):
     """As `ChiarModelOutput`, with loss and logits."""
 
     routing: tuple[RoutingTrace, ...] | None = None
@@ -86,6 +86,7 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
         """`ChiarModel.forward`, and logits (B, T, V) of the last `logits_to_keep` tokens, all by default.
 
         labels (B, T), -100 where there is none, are shifted here: the logits at t are held against the label at t + 1.
+            The loss is their cross-entropy, in training with the collapse regulariser.
         """
         outputs: ChiarModelOutput = self.model(
             input_ids=input_ids,
@@ -183,14 +184,16 @@ class ChiarForSequenceClassification(ChiarPreTrainedModel):
         output_routing: bool = False,
         **kwargs: Any,
     ) -> ChiarClassifierOutput:
-        """`ChiarModel.forward`, and logits (B, num_labels). labels: (B,)."""
+        """`ChiarModel.forward`, and logits (B, num_labels). labels: (B,). The mean is that of a whole sequence: a cache
+        is refused with a ValueError, and none is made, whatever `use_cache` says."""
+        if past_key_values is not None or kwargs.pop("cache", None) is not None:
+            raise ValueError("a classifier takes whole sequences and goes on from no cache")
         outputs: ChiarModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=False,
             output_routing=output_routing or self.config.collapse_weight > 0,
             **kwargs,
         )
@@ -204,7 +207,6 @@ class ChiarForSequenceClassification(ChiarPreTrainedModel):
         return ChiarClassifierOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             routing=outputs.routing if output_routing else None,
@@ -223,6 +225,7 @@ class ChiarForMixedTasks(ChiarForCausalLM):
 
     def __init__(self, config: ChiarConfig):
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # which transformers cannot tell from the name of the class
         self.classifiers = nn.ModuleDict(
             {task: ClassificationHead(config, labels) for task, labels in (config.task_labels or {}).items()}
         )
@@ -244,11 +247,11 @@ class ChiarForMixedTasks(ChiarForCausalLM):
 
 
 def collapse_penalty(model: ChiarPreTrainedModel, routing: tuple[RoutingTrace, ...] | None) -> float | Tensor:
-    """- lambda times the mean over layers of the utilisation entropy (paper, collapse regulariser). Raises ValueError
-    when in training the gates of a router that learns have lost their gradient, as by reentrant checkpointing."""
-    if not model.config.collapse_weight or not routing:
+    """- lambda times the mean over layers of the utilisation entropy (paper, collapse regulariser), in training only.
+    Raises ValueError when the gates of a router that learns have lost their gradient, as by reentrant checkpointing."""
+    if not model.training or not model.config.collapse_weight or not routing:
         return 0.0
-    wanted = model.training and torch.is_grad_enabled() and router_class(model.config.router).learned
+    wanted = torch.is_grad_enabled() and router_class(model.config.router).learned
     if wanted and not all(trace.gates.requires_grad for trace in routing):
         raise ValueError("collapse_weight: gates come without a gradient; checkpointing needs use_reentrant=False")
     entropies = [utilisation_entropy(utilisation(trace.gates)) for trace in routing]

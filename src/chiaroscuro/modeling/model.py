@@ -135,11 +135,12 @@ class ChiarModel(ChiarPreTrainedModel):
         B, T = inputs_embeds.shape[:2]
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        cached = _cache_layers(past_key_values)
+        cached = _cache_layers(past_key_values, len(self.layers))
         past = _seen(cached, B, attention_mask)
         self._check_length(past + T)
         attention_mask = _padding_mask(attention_mask, B, past + T)
-        positions_BT = _positions(position_ids, attention_mask, past, T, inputs_embeds.device)
+        positions_BT = _positions(position_ids, attention_mask, past, B, T, inputs_embeds.device)
+        self._check_positions(positions_BT if position_ids is not None else None)
 
         hidden_BTD = self._place(inputs_embeds, positions_BT)
         context = Context(
@@ -189,14 +190,19 @@ class ChiarModel(ChiarPreTrainedModel):
         for layer in cast(list[ChiarLayer], self.layers):
             total = total + layer.flops(batch_size, seq_len, traces.get(layer.index), past)
         if self.meta_router is not None:
-            gates = batch_size * seq_len if self.meta_router.mode == "causal" else 1
-            total = total + Flops(routing=2.0 * gates * self.config.hidden_size)
+            total = total + Flops(routing=2.0 * batch_size * seq_len * self.config.hidden_size)
         return total
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is not None:
+            D = self.config.hidden_size
+            if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != D or not inputs_embeds.numel():
+                raise ValueError(
+                    f"inputs_embeds must have shape (batch, tokens, {D}) with at least one of each, got "
+                    f"{tuple(inputs_embeds.shape)}"
+                )
             return inputs_embeds
         assert input_ids is not None
         if input_ids.ndim != 2 or not input_ids.numel():
@@ -218,9 +224,18 @@ class ChiarModel(ChiarPreTrainedModel):
         limit = self.config.max_position_embeddings
         if length > limit:
             raise ValueError(
-                f"the sequence has {length} tokens and the model takes at most {limit}: cut it, or raise "
-                "max_position_embeddings"
+                f"the sequence has {length} tokens and the model takes at most {limit}: cut it, or "
+                + ("train a model with" if self.embed_positions is not None else "raise")
+                + " a larger max_position_embeddings"
             )
+
+    def _check_positions(self, given_BT: Tensor | None) -> None:
+        """Raises ValueError for positions without a learned vector; on an accelerator the table itself does."""
+        if given_BT is None or self.embed_positions is None or given_BT.device.type != "cpu":
+            return
+        size = self.embed_positions.num_embeddings
+        if not torch.compiler.is_compiling() and not 0 <= int(given_BT.min()) <= int(given_BT.max()) < size:
+            raise ValueError(f"position_ids must lie in [0, {size}), where the model has learned positions")
 
     def _place(self, inputs_embeds: Tensor, positions_BT: Tensor) -> Tensor:
         """Embedded tokens as the first layer takes them."""
@@ -239,9 +254,10 @@ class ChiarModel(ChiarPreTrainedModel):
         return cos.to(dtype), sin.to(dtype)
 
 
-def _cache_layers(cache: Cache | None) -> list[RoutedCacheLayer]:
-    layers = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, RoutedCacheLayer)]
-    if cache is not None and (not layers or len(layers) < len(cache.layers)):
+def _cache_layers(cache: Cache | None, count: int) -> list[RoutedCacheLayer]:
+    given = getattr(cache, "layers", ())
+    layers = [layer for layer in given if isinstance(layer, RoutedCacheLayer)]
+    if cache is not None and not len(layers) == len(given) == count:
         raise ValueError("the cache was not made for this model: use DynamicCache(config=model.config)")
     return layers
 
@@ -270,12 +286,12 @@ def _padding_mask(attention_mask: Tensor | None, B: int, length: int) -> Tensor 
 
 
 def _positions(
-    position_ids: Tensor | None, attention_mask: Tensor | None, past: int, T: int, device: torch.device
+    position_ids: Tensor | None, attention_mask: Tensor | None, past: int, B: int, T: int, device: torch.device
 ) -> Tensor:
     """Positions (B or 1, T); padding before a text does not count."""
     if position_ids is not None:
-        if position_ids.ndim != 2 or position_ids.shape[1] != T:
-            raise ValueError(f"position_ids must have shape (batch or 1, {T}), got {tuple(position_ids.shape)}")
+        if tuple(position_ids.shape) not in ((1, T), (B, T)):
+            raise ValueError(f"position_ids must have shape ({B} or 1, {T}), got {tuple(position_ids.shape)}")
         start_again = position_ids.diff() < 0
         if attention_mask is not None:  # padding may have any position
             valid_BT = attention_mask[:, past:]

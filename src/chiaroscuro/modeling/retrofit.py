@@ -3,30 +3,26 @@
 The attention modules stay where they are, with the names of their weights; they get a router and a light operator
 beside them, and a forward pass that attends for a share of the tokens. At a share of one it is the old one.
 
-Shapes: B batch, T tokens, K keys, Q chosen tokens of the fullest row, D model channels, N heads, G query heads that
-share one of N heads of keys, H head channels.
+Shapes: B batch, T tokens.
 """
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from chiaroscuro.mixers import NO_CONTEXT, Context, DCTMixer, Flops, Mixer, NothingMixer, Work
-from chiaroscuro.mixers.flops import linear_flops
+from chiaroscuro.mixers import Context, DCTMixer, Mixer, NothingMixer
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model
-from chiaroscuro.ops import Chosen, chosen_attention, rotate
+from chiaroscuro.modeling.own_attention import GPT2Style, LlamaStyle, OwnAttention
 from chiaroscuro.ops.evaluating import evaluating
 from chiaroscuro.routing import RoutedMixer, ThresholdRouter, calibrate, check_share
 
 SETTINGS = "chiaroscuro"  # where the configuration says what was done to the model
 Light = Literal["none", "dct"]
+STYLES: tuple[type[OwnAttention], ...] = (LlamaStyle, GPT2Style)
 
 
 def retrofit(
@@ -126,198 +122,26 @@ class RoutedAttention(nn.Module):
             attention_mask=kwargs.get("attention_mask"),
             cache=kwargs.get("cache", kwargs.get("past_key_values")),  # renamed in transformers 5.24
         )
+        cast(OwnAttention, self.routed.mixers["attention"]).belongs_to(self)  # which may be a replica
         return self.routed(hidden_states, context)[0], None
 
-
-class OwnAttention(Mixer):
-    """The attention of a module of transformers, by its own projections and its own cache, of chosen tokens.
-
-    A subclass knows one way in which such modules are built. width, heads, key_heads: channels of the model, heads of
-    queries, and of keys and values.
-    """
-
-    width: int
-    heads: int
-    key_heads: int
-
-    def __init__(self, attention: nn.Module):
-        super().__init__()
-        self._attention = (attention,)  # it holds this mixer; in a tuple it is not taken for a part of it
-
-    @classmethod
-    @abstractmethod
-    def fits(cls, module: nn.Module) -> bool:
-        """Whether a module is built this way."""
-
-    @classmethod
-    def from_config(cls, config: Any) -> Self:
-        raise TypeError("OwnAttention belongs to a module and is not chosen by name")
-
-    @property
-    def attention(self) -> Any:
-        return self._attention[0]
-
-    @property
-    @abstractmethod
-    def dropout(self) -> float:
-        """Of attention weights, in training."""
-
-    @abstractmethod
-    def query(self, rows: Tensor) -> Tensor:
-        """(..., N, H)."""
-
-    @abstractmethod
-    def key_value(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, N / G, H) each."""
-
-    @abstractmethod
-    def out(self, rows: Tensor) -> Tensor:
-        """From all heads (..., N * H) to (..., D)."""
-
-    def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
-        B, T = x_BTD.shape[:2]
-        past = _seen(context.cache, self.attention.layer_idx)
-        k, v = self.key_value(x_BTD)
-        k, v = _heads(k, context.rotary, None), _heads(v, None, None)
-        if context.cache is not None:
-            k, v = context.cache.update(k, v, self.attention.layer_idx)
-        rows = x_BTD if chosen is None else chosen.take(x_BTD)
-        q = _heads(self.query(rows), context.rotary, chosen)
-        if chosen is None:
-            visible_BQ = past + 1 + torch.arange(T, device=x_BTD.device).expand(B, T)
-        else:
-            visible_BQ = chosen.pad(past + 1 + chosen.place_M)
-        usable_BK = _usable(context.attention_mask, past, T, k.shape[2])
-        found = self._attend(q, k, v, visible_BQ, usable_BK).transpose(1, 2).flatten(2)
-        return self.out(found if chosen is None else chosen.unpad(found))
-
-    def _attend(self, q_BNQH: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, usable_BK: Tensor | None) -> Tensor:
-        """Query heads that share keys come as further queries, one behind the other, so that no key is copied."""
-        G, Q = self.heads // self.key_heads, q_BNQH.shape[2]
-        q = q_BNQH * (self.attention.scaling * self.attention.head_dim**0.5)
-        q = q.unflatten(1, (-1, G)).transpose(2, 3).flatten(2, 3)
-        dropout = self.dropout if self.attention.training else 0.0
-        found = chosen_attention(q, k, v, visible_BQ.repeat_interleave(G, dim=1), usable_BK, dropout)
-        return found.unflatten(2, (Q, G)).transpose(2, 3).flatten(1, 2)
-
-    def _split(self, channels: Tensor) -> Tensor:
-        return channels.unflatten(-1, (-1, self.attention.head_dim))
-
-    def flops(self, work: Work) -> Flops:
-        D, H = self.width, self.attention.head_dim
-        projections = linear_flops(work.chosen, D, self.heads * H) + linear_flops(work.keys, D, self.key_heads * H)
-        return Flops(attention=2 * linear_flops(work.pairs, self.heads * H, 1), mixing=2 * projections)
-
-    def state_size(self, length: int) -> int:
-        return 2 * length * self.key_heads * self.attention.head_dim
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its class is found again from the one that it was made of."""
+        return _unpickled, (type(self).__mro__[2],), self.__dict__
 
 
-class LlamaStyle(OwnAttention):
-    """Four projections, rotary positions given by the model, groups of heads that share keys, and norms of queries and
-    keys in some families."""
-
-    def __init__(self, attention: Any):
-        super().__init__(attention)
-        self.width = attention.q_proj.in_features
-        self.heads = attention.q_proj.out_features // attention.head_dim
-        self.key_heads = attention.k_proj.out_features // attention.head_dim
-
-    @classmethod
-    def fits(cls, module: nn.Module) -> bool:
-        return all(hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "layer_idx", "scaling"))
-
-    @property
-    def dropout(self) -> float:
-        return self.attention.attention_dropout
-
-    def query(self, rows: Tensor) -> Tensor:
-        return self._normed("q_norm", self._split(self.attention.q_proj(rows)))
-
-    def key_value(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = self._split(self.attention.k_proj(x_BTD)), self._split(self.attention.v_proj(x_BTD))
-        return self._normed("k_norm", k), v
-
-    def out(self, rows: Tensor) -> Tensor:
-        return self.attention.o_proj(rows)
-
-    def _normed(self, name: str, heads: Tensor) -> Tensor:
-        return getattr(self.attention, name)(heads) if hasattr(self.attention, name) else heads
+def _routed_class(cls: type[nn.Module]) -> Any:
+    return type(f"Routed{cls.__name__}", (RoutedAttention, cls), {})
 
 
-class GPT2Style(OwnAttention):
-    """One projection for queries, keys and values, positions in the embeddings, dropout behind the last projection."""
-
-    def __init__(self, attention: Any):
-        super().__init__(attention)
-        self.width = attention.embed_dim
-        self.heads = self.key_heads = attention.num_heads
-
-    @classmethod
-    def fits(cls, module: nn.Module) -> bool:
-        built = all(hasattr(module, name) for name in ("c_attn", "c_proj", "layer_idx", "scaling"))
-        return built and not getattr(module, "is_cross_attention", False)
-
-    @property
-    def dropout(self) -> float:
-        return self.attention.attn_dropout.p
-
-    def query(self, rows: Tensor) -> Tensor:
-        return self._split(self._project(rows, slice(self.width)))
-
-    def key_value(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = self._project(x_BTD, slice(self.width, None)).chunk(2, dim=-1)
-        return self._split(k), self._split(v)
-
-    def out(self, rows: Tensor) -> Tensor:
-        return self.attention.resid_dropout(self.attention.c_proj(rows))
-
-    def _project(self, rows: Tensor, columns: slice) -> Tensor:
-        layer = self.attention.c_attn
-        if type(layer) is not Conv1D:  # something was put around it, an adapter
-            return layer(rows)[..., columns]
-        return linear(rows, layer.weight[:, columns].T, layer.bias[columns])
-
-
-STYLES: tuple[type[OwnAttention], ...] = (LlamaStyle, GPT2Style)
+def _unpickled(cls: type[nn.Module]) -> Any:
+    """A routed attention of this class, still without anything in it."""
+    routed = _routed_class(cls)
+    return routed.__new__(routed)
 
 
 def _style(module: nn.Module) -> type[OwnAttention] | None:
     return next((style for style in STYLES if style.fits(module)), None)
-
-
-def _heads(rows: Tensor, rotary: tuple[Tensor, Tensor] | None, chosen: Chosen | None) -> Tensor:
-    """(B, T, N, H), or (M, N, H) of chosen tokens, turned by their positions and laid out as (B, N, T or Q, H)."""
-    heads = (rows if chosen is None else chosen.pad(rows)).transpose(1, 2)
-    if rotary is None:
-        return heads
-    cos, sin = rotary if chosen is None else (chosen.pad(chosen.take(table)) for table in rotary)
-    return rotate(heads, cos.unsqueeze(1), sin.unsqueeze(1))
-
-
-def _seen(cache: Any, layer: int) -> Any:
-    """Tokens in a cache of transformers: a number, or in a static cache a tensor that counts on as they are added."""
-    seen = 0 if cache is None else cache.get_seq_length(layer)
-    return seen.clone() if isinstance(seen, Tensor) else seen
-
-
-def _usable(mask: Tensor | None, past: Any, T: int, K: int) -> Tensor | None:
-    """Which keys are not padding, (B, K), read off a mask of transformers, boolean or additive. Raises ValueError for
-    one that is not causal with padding."""
-    if mask is None:
-        return None
-    if mask.ndim != 4:
-        raise ValueError(
-            f"retrofitted attention takes masks for eager or sdpa attention, got shape {tuple(mask.shape)}"
-        )
-    seen_BTK = (mask if mask.dtype == torch.bool else mask == 0)[:, 0, :, :K]
-    causal_TK = torch.arange(K, device=mask.device) < (past + 1 + torch.arange(T, device=mask.device))[:, None]
-    usable_BK = seen_BTK[:, -1]
-    if mask.device.type == "cpu":  # on an accelerator looking here would stall the stream
-        blind_BT = ~usable_BK[:, int(past) : int(past) + T]  # padding, which some masks show everything
-        wrong_BT = (seen_BTK != (causal_TK & usable_BK[:, None])).any(-1) & ~(blind_BT & seen_BTK.all(-1))
-        if wrong_BT.any():
-            raise ValueError("retrofitted attention takes a causal mask with padding, no windows and no packed texts")
-    return usable_BK
 
 
 def _route(attention: Any, light: Light) -> None:
@@ -336,7 +160,7 @@ def _route(attention: Any, light: Light) -> None:
         {light: operators[light], "attention": own}, ThresholdRouter(own.width, 2, attention.layer_idx, share=1.0)
     )
     weight = next(attention.parameters())
-    attention.__class__ = type(f"Routed{type(attention).__name__}", (RoutedAttention, type(attention)), {})
+    attention.__class__ = _routed_class(type(attention))
     attention.routed = nn.Module.to(routed, weight.device, weight.dtype)
 
 

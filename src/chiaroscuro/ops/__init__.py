@@ -1,4 +1,8 @@
-"""Pure functions on tensors: transforms, entropy, kernels, convolution, attention of chosen queries. Torch only."""
+"""Pure functions on tensors: transforms, entropy, kernels, convolution, attention of chosen queries. Torch only.
+
+Gradients of any order by backward passes; no torch.func.vmap and no forward-mode derivatives, since results are written
+into memory that is made beforehand.
+"""
 
 from chiaroscuro.ops.attention import chosen_attention, packed_attention
 from chiaroscuro.ops.checks import NotFinite

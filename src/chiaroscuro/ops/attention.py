@@ -77,9 +77,14 @@ def _in_blocks(
 ) -> Tensor:
     """Blocks of queries, each given the keys up to the last one that any of them may see, and a mask."""
     size = min(64, max(16, q.shape[2] // 64))
+    parts = visible_BQ.split(size, dim=1)
+    # An accelerator is waited for once, not for each block.
+    ends = torch.stack([part.max() for part in parts]).tolist() if visible_BQ.numel() else [0] * len(parts)
+    if max(ends) > k.shape[2]:
+        raise ValueError(f"chosen_attention: {max(ends)} visible and {k.shape[2]} given keys do not fit together")
     blocks = [
-        _attend_block(block, k, v, visible, key_valid_BK, dropout)
-        for block, visible in zip(q.split(size, dim=2), visible_BQ.split(size, dim=1), strict=True)
+        _attend_block(block, k[:, :, :end], v[:, :, :end], visible, key_valid_BK, dropout)
+        for block, visible, end in zip(q.split(size, dim=2), parts, ends, strict=True)
     ]
     return torch.cat(blocks, dim=2)
 
@@ -87,9 +92,7 @@ def _in_blocks(
 def _attend_block(
     q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: Tensor | None, dropout: float
 ) -> Tensor:
-    end = int(visible_BQ.max()) if visible_BQ.numel() else 0
-    if end > k.shape[2]:
-        raise ValueError(f"chosen_attention: {end} visible and {k.shape[2]} given keys do not fit together")
+    end = k.shape[2]
     if end == 0:
         return torch.zeros_like(q)
     mask_BQK = torch.arange(end, device=q.device) < visible_BQ[..., None]
@@ -98,5 +101,5 @@ def _attend_block(
     sighted_BQ1 = mask_BQK.any(-1, keepdim=True)
     # A query that sees nothing is shown everything and its output dropped: softmax over no key is not a number.
     mask_BNQK = (mask_BQK | ~sighted_BQ1)[:, None]
-    out = scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], attn_mask=mask_BNQK, dropout_p=dropout)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask_BNQK, dropout_p=dropout)
     return torch.where(sighted_BQ1[:, None], out, 0.0)

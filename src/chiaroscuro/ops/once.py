@@ -11,8 +11,11 @@ class once(Generic[V]):  # noqa: N801, used as a decorator
 
     def __init__(self, compute: Callable[[Any], V]):
         self.compute = compute
+        self.__doc__ = compute.__doc__
 
-    def __get__(self, instance: Any, owner: type) -> V:
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
         value = self.compute(instance)
         instance.__dict__[self.compute.__name__] = value
         return value

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from chiaroscuro.ops.accelerator import most_precise
 from chiaroscuro.ops.checks import require_finite
 from chiaroscuro.ops.chosen import Chosen
 
@@ -70,7 +71,9 @@ def random_frequencies(F: int, D: int) -> Tensor:
 
 
 def rbf_features(x_BTD: Tensor, frequencies_FD: Tensor, gamma: Tensor | float) -> Tensor:
-    """Positive random features phi(x), (B, T, F), with E[phi(a) . phi(b)] = exp(-gamma |a - b|^2)."""
+    """Positive random features phi(x), (B, T, F), with E[phi(a) . phi(b)] = exp(-gamma |a - b|^2), in float32 at least:
+    they may be larger than float16 knows."""
+    x_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
     gamma = torch.as_tensor(gamma, dtype=x_BTD.dtype, device=x_BTD.device)
     exponent = (2 * gamma).sqrt() * (x_BTD @ frequencies_FD.to(x_BTD.dtype).T)
     exponent = exponent - 2 * gamma * x_BTD.square().sum(-1, keepdim=True)
@@ -92,6 +95,7 @@ def rbf_feature_mix(
     Going on needs `causal`. Raises ValueError for NaN or infinity on the CPU.
     """
     require_finite("rbf_feature_mix", phi_BTF, v_BTV)
+    dtype, v_BTV = v_BTV.dtype, v_BTV.to(phi_BTF.dtype)
     if before_BFU is not None and not causal:
         raise ValueError("rbf_feature_mix: only causal mixing can go on from earlier tokens")
     u_BTU = pad(v_BTV, (0, 1), value=1.0)
@@ -103,13 +107,13 @@ def rbf_feature_mix(
         flipped = None if chosen is None else Chosen(chosen.mask_BT.flip(1))
         later, _ = _sum_over_earlier(phi_BTF.flip(1), key_BTF.flip(1), u_BTU.flip(1), flipped, None)
         mixed = mixed + (_flip_dense(later, u_BTU) if chosen is None else _flip_rows(later, chosen))
-    mixed = mixed[:, :-1] / mixed[:, -1:]
+    mixed = (mixed[:, :-1] / mixed[:, -1:]).to(dtype)
     return (mixed.view_as(v_BTV) if chosen is None else mixed), total_BFU
 
 
 def chunks(T: int) -> tuple[int, int]:
     """How many chunks T tokens are cut into, and the tokens of each; as even as can be, to leave little padding."""
-    S = -(-T // LARGEST_CHUNK)
+    S = max(1, -(-T // LARGEST_CHUNK))
     return S, -(-T // S)
 
 
@@ -165,7 +169,7 @@ def _flip_rows(rows: Tensor, chosen: Chosen) -> Tensor:
 def median_bandwidth(x: Tensor, most: int = 512) -> Tensor:
     """gamma = 1 / median |x_i - x_j|^2 over pairs of the first `most` vectors of x (..., D): the median heuristic,
     under which a typical pair has weight 1/e. Vectors that are all alike give 1 / 2D, the value for unit variance."""
-    vectors = x.detach().flatten(0, -2)[:most].double()
+    vectors = x.detach().flatten(0, -2)[:most].to(most_precise(x.device))
     distances = torch.pdist(vectors).square()
     median = distances.median() if distances.numel() else distances.new_zeros(())
     return torch.where(median > 0, 1 / median.clamp_min(1e-12), 1 / (2 * x.shape[-1])).to(x.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chiaroscuro.ops.accelerator import most_precise
 from chiaroscuro.ops.function import Function
 
 
@@ -15,8 +16,9 @@ def rotary_tables(positions: Tensor, H: int, base: float = 10000.0) -> tuple[Ten
     """Cosines and sines, each (..., H) in float32 or float64, for integer `positions` (...). H must be even."""
     if H % 2:
         raise ValueError(f"rotary position embedding needs an even head size, got {H}")
-    frequency = base ** (-torch.arange(0, H, 2, dtype=torch.float64, device=positions.device) / H)
-    angle = positions[..., None].double() * frequency
+    precision = most_precise(positions.device)
+    frequency = base ** (-torch.arange(0, H, 2, dtype=precision, device=positions.device) / H)
+    angle = positions[..., None].to(precision) * frequency
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from chiaroscuro.mixers import Mixer
+from chiaroscuro.ops.accelerator import most_precise
 from chiaroscuro.ops.evaluating import evaluating
 from chiaroscuro.routing.router import ThresholdRouter
 from chiaroscuro.routing.thresholds import between
@@ -42,7 +43,8 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     found: list[Calibration] = []
 
     def set_thresholds(router: Any, args: tuple[Tensor, ...]) -> None:
-        score = router.score(*args[:2]).flatten().double()
+        score = router.score(*args[:2]).flatten()
+        score = score.to(most_precise(score.device))
         low, high = (between(score, quantile) for quantile in router.quantiles)
         router.set_thresholds(low, high)
         found.append(Calibration(router.layer, low, high, float(score.mean()), float(score.std(correction=0))))

@@ -102,7 +102,7 @@ class RoutedMixer(nn.Module):
     """Several operators and the router that chooses between them for each token; or one operator and no router.
 
     `mixers` maps names to operators, the cheapest first. Raises ValueError when there is no operator, when several come
-    without a router, or when sparse dispatch is asked of a router whose gates blend.
+    without a router or with one for another number, or when sparse dispatch is asked of a router whose gates blend.
     """
 
     def __init__(
@@ -117,6 +117,8 @@ class RoutedMixer(nn.Module):
             raise ValueError("a layer needs at least one operator")
         if (len(mixers) > 1) != (router is not None):
             raise ValueError(f"{len(mixers)} operators {'need a' if len(mixers) > 1 else 'take no'} router")
+        if router is not None and router.num_operators != len(mixers):
+            raise ValueError(f"{len(mixers)} operators and a router that chooses between {router.num_operators}")
         if dispatch == "sparse" and router is not None and not router.hard:
             raise ValueError(
                 "sparse dispatch needs a router that sends each token to one operator; this one blends them all: use "

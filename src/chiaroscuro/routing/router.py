@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D model channels, O operators.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.functional import linear, one_hot
 from transformers import initialization as init
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
+from chiaroscuro.ops.accelerator import most_precise
 from chiaroscuro.routing.thresholds import check_share, check_thresholds, noise_thresholds
 
 
@@ -100,11 +101,11 @@ class ThresholdRouter(BudgetRouter):
         self.start = (noise_low if low is None else low, noise_high if high is None else high)
         check_thresholds(*self.start)
         self.thresholds: Tensor
-        self.register_buffer("thresholds", torch.empty(2))
+        self.register_buffer("thresholds", torch.empty(2, dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        init.copy_(self.thresholds, torch.tensor(self.start, device="cpu"))
+        init.copy_(self.thresholds, torch.tensor(self.start, dtype=torch.float64, device="cpu"))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """A model in half precision keeps its thresholds in float32: theirs would be rounded by as much as entropies
@@ -112,7 +113,7 @@ class ThresholdRouter(BudgetRouter):
         before = self.thresholds
         super()._apply(fn, recurse)
         if self.thresholds.dtype in (torch.bfloat16, torch.float16):
-            self.thresholds = before.to(self.thresholds.device)
+            self.thresholds = before.to(self.thresholds.device, torch.float32)
         return self
 
     @torch.no_grad()
@@ -144,6 +145,19 @@ class ThresholdRouter(BudgetRouter):
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
+class _Score(nn.Linear):
+    """Linear(x), one number a token, without bias, in float32 at least: in half precision scores would fall together.
+    Called as a module, so that its weight is there where weights are kept elsewhere until they are needed."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 1, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        precision = torch.promote_types(x_BTD.dtype, torch.float32)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            return linear(x_BTD.to(precision), self.weight.to(precision)).squeeze(-1)
+
+
 class LearnedRouter(ThresholdRouter):
     """A learned score, Linear(x), against the thresholds: the budget of the threshold router without its entropy.
 
@@ -159,16 +173,13 @@ class LearnedRouter(ThresholdRouter):
         if num_operators != 2:
             raise ValueError(f"the learned router chooses between two operators, not {num_operators}")
         super().__init__(hidden_size, num_operators, layer, share, low=0.0, high=0.0)
-        self.linear = nn.Linear(hidden_size, 1, bias=False)
+        self.linear = _Score(hidden_size)
 
     def flops(self, tokens: float) -> float:
         return 2.0 * tokens * self.hidden_size
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
-        # As the thresholds, in float32 at least: in half precision scores would fall together.
-        precision = torch.promote_types(x_BTD.dtype, torch.float32)
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            return linear(x_BTD.to(precision), self.linear.weight.to(precision)).squeeze(-1)
+        return cast(Tensor, self.linear(x_BTD))
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD, entropy_BT)
@@ -263,13 +274,14 @@ def straight_through(probability_BTO: Tensor, choice_BT: Tensor) -> Tensor:
 
 
 class RandomRouter(BudgetRouter):
-    """Each operator with the probability of its share, by a hash of token, position and layer: the control that knows
-    nothing of the token's vector, and still gives the same answer through the cache as in a full pass."""
+    """Each operator with the probability of its share, by a hash of token (where its id is known), position and layer:
+    the control that knows nothing of the token's vector, and still gives the same answer through the cache as in a full
+    pass."""
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         mixed = _positions(x_BTD, context) * 0x9E3779B1 + self.layer * 0x85EBCA6B + 1
         if context.ids_BT is not None:
-            mixed = mixed + context.ids_BT * 0xC2B2AE35
+            mixed = mixed + context.ids_BT.long() * 0xC2B2AE35
         hashed = _mix_bits(mixed) & 0x7FFFFFFF
         if self.share is None:
             choice_BT = hashed * self.num_operators // 2**31
@@ -279,14 +291,15 @@ class RandomRouter(BudgetRouter):
 
 
 class InterleavedRouter(BudgetRouter):
-    """Each operator in turn, by position: the control that spreads the same share as evenly as can be."""
+    """Each operator in turn, by position, and in the next layer one further: the control that spreads the same share as
+    evenly as can be."""
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
-        positions_BT = _positions(x_BTD, context)
+        positions_BT = _positions(x_BTD, context) + self.layer
         if self.share is None:
             choice_BT = positions_BT % self.num_operators
         else:
-            seen_BT = positions_BT.double()
+            seen_BT = positions_BT.to(most_precise(positions_BT.device))
             choice_BT = (((seen_BT + 1) * self.share).floor() - (seen_BT * self.share).floor()).long()
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
@@ -295,7 +308,7 @@ def _positions(x_BTD: Tensor, context: Context) -> Tensor:
     B, T = x_BTD.shape[:2]
     if context.positions_BT is None:
         return torch.arange(T, device=x_BTD.device).expand(B, T)
-    return context.positions_BT.expand(B, T)
+    return context.positions_BT.long().expand(B, T)
 
 
 def _mix_bits(x: Tensor) -> Tensor:

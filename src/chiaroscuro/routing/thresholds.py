@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chiaroscuro.ops import noise_entropy
+from chiaroscuro.ops.accelerator import most_precise
 from chiaroscuro.ops.checks import require_finite
 
 ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a score, from the order in which sums are taken
@@ -33,7 +34,7 @@ def between(score_N: Tensor, below: float) -> float:
     if not len(score_N):
         raise ValueError("no scores to put a threshold between")
     require_finite("the score of a router", score_N)
-    score_N = score_N.double().sort().values
+    score_N = score_N.to(most_precise(score_N.device)).sort().values
     beyond = score_N[-1] - score_N[0] + 1
     edges = torch.cat((score_N[:1] - beyond, score_N, score_N[-1:] + beyond))
     places = (edges[:-1] + edges[1:]) / 2
