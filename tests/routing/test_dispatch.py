@@ -69,11 +69,12 @@ def test_sparse_equals_dense(recipe, router, keys, B, T, kind, share):
 
 
 @pytest.mark.parametrize("recipe", ["chiar", "v1_dct_attention", "v2"])
+@pytest.mark.parametrize("router", ["benefit", "random_explored"])
 @pytest.mark.parametrize("kind", ["none", "left"])
-def test_sparse_equals_dense_while_tokens_are_explored(recipe, kind):
+def test_sparse_equals_dense_while_tokens_are_explored(recipe, router, kind):
     """A token that is explored gets both operators, and the same ones are when a layer is run again for its gradient,
     after a first pass that knows nothing of gradients."""
-    model, mask = tiny_model(recipe, router="benefit").train(), padding(kind, 3, 20)
+    model, mask = tiny_model(recipe, router=router).train(), padding(kind, 3, 20)
     torch.manual_seed(0)
     dense, dense_gradients = outputs_and_gradients(model, "dense", ids(3, 20), mask)
     model.gradient_checkpointing_enable({"use_reentrant": True})

@@ -204,6 +204,18 @@ def test_the_benefit_router_explores_a_part_of_the_tokens_in_training_and_none_o
     assert torch.equal(gates[..., 1][~explored], found[~explored])
 
 
+def test_random_tokens_are_explored_alike():
+    torch.manual_seed(0)
+    alike, plain = (router_class(name)(8, 2, 1, 0.25) for name in ("random_explored", "random"))
+    x, tokens = torch.randn(1, 20_000, 8), Context(ids_BT=torch.randint(500, (1, 20_000)))
+    expected = plain(x, None, tokens)
+    assert torch.equal(alike.eval()(x, None, tokens), expected)
+    gates = alike.train()(x, None, tokens)
+    explored = (gates[..., 1] > 0) & (gates[..., 1] < 1)
+    assert float(explored.float().mean()) == pytest.approx(router_class("benefit").EXPLORED, abs=0.01)
+    assert torch.equal(gates[~explored], expected[~explored])
+
+
 def test_the_scores_are_fitted_to_the_whole_difference_that_the_second_operator_makes():
     """Where the loss is flat at a gate of one, what more of the operator would gain tells nothing."""
     torch.manual_seed(0)
@@ -256,7 +268,8 @@ def test_the_benefit_router_finds_the_tokens_for_which_the_second_operator_is_ri
 def test_an_unknown_router_is_answered_with_the_known_ones():
     with pytest.raises(
         ValueError,
-        match="unknown router 'oracle'; known routers: benefit, hard, interleaved, learned, random, soft, threshold",
+        match="unknown router 'oracle'; known routers: benefit, hard, interleaved, learned, random, random_explored, soft, "
+        "threshold",
     ):
         router_class("oracle")
 

@@ -75,6 +75,7 @@ def bench(
     import torch
 
     from chiaroscuro import bench
+    from chiaroscuro.progress import tracked
     from chiaroscuro.training import versions, write_json
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,7 +88,9 @@ def bench(
         length: bench.Sizes(batch_size, length, hidden_size, heads, layers, device, dtype) for length in lengths or ()
     }
     measured = {
-        length: [bench.measure(case, rounds, seconds) for case in bench.cases(target, sizes)]
+        length: [
+            bench.measure(case, rounds, seconds) for case in tracked(bench.cases(target, sizes), f"timing {target}")
+        ]
         for length, sizes in (wanted or {0: None}).items()
     }
     report = {

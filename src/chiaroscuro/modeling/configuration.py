@@ -65,8 +65,8 @@ class ChiarConfig(PreTrainedConfig):
 
     recipe: the recipe that the fields started from.
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
-    router: "threshold", "soft", "hard", "learned", "benefit", or the controls "random" and "interleaved"
-        (`chiaroscuro.routing`).
+    router: "threshold", "soft", "hard", "learned", "benefit", or the controls "random", "random_explored" and
+        "interleaved" (`chiaroscuro.routing`).
     routed_share: of the tokens of a layer with two operators, how many go to the dearer one; None: half of them, by the
         paper's thirds where there are thresholds.
     tau_low, tau_high: thresholds before calibration; None: where they would lie for white noise.

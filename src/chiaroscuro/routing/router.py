@@ -21,13 +21,14 @@ class Router(nn.Module, ABC):
     """Gates over O operators, listed from the cheapest to the dearest.
 
     hard: each token goes to one operator, so the others need not be run for it.
-    learned: the gates carry gradient.
+    learned: the gates carry gradient. explores: in training some tokens go to several operators.
     reads_entropy: it is given the entropy of the tokens, which costs a transform of all of them.
     most_operators: how many it can choose between, None where there is no bound.
     """
 
     hard: ClassVar[bool] = True
     learned: ClassVar[bool] = False
+    explores: ClassVar[bool] = False
     reads_entropy: ClassVar[bool] = False
     most_operators: ClassVar[int | None] = None
 
@@ -198,18 +199,25 @@ class BenefitRouter(LearnedRouter):
     tokens.
     """
 
+    explores = True
     EXPLORED = 1 / 8  # of the tokens
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD.detach(), entropy_BT)
         dear_BT = self.choose(score_BT).to(x_BTD.dtype)
         if self.training:
-            explored_BT = torch.rand_like(dear_BT) < self.EXPLORED
-            if context.valid_BT is not None:
-                explored_BT = explored_BT & context.valid_BT.bool()
-            dear_BT = torch.where(explored_BT, torch.rand_like(dear_BT), dear_BT)
+            dear_BT, explored_BT = _explored(dear_BT, self.EXPLORED, context)
             dear_BT = _FittedToGain.apply(dear_BT, score_BT, explored_BT)
         return torch.stack((1 - dear_BT, dear_BT), dim=-1)
+
+
+def _explored(dear_BT: Tensor, part: float, context: Context) -> tuple[Tensor, Tensor]:
+    """Gates of the second operator, those of a `part` of the tokens drawn anew from [0, 1], and which tokens these are:
+    any but padding."""
+    explored_BT = torch.rand_like(dear_BT) < part
+    if context.valid_BT is not None:
+        explored_BT = explored_BT & context.valid_BT.bool()
+    return torch.where(explored_BT, torch.rand_like(dear_BT), dear_BT), explored_BT
 
 
 class _FittedToGain(torch.autograd.Function):
@@ -290,6 +298,21 @@ class RandomRouter(BudgetRouter):
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
+class RandomExploredRouter(RandomRouter):
+    """The random router, exploring in training as `BenefitRouter` does and learning nothing from it: the control for
+    what exploring does for a model by itself. With two operators only."""
+
+    explores = True
+    most_operators = 2
+
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
+        gates_BTO = super().forward(x_BTD, entropy_BT, context)
+        if not self.training:
+            return gates_BTO
+        dear_BT, _ = _explored(gates_BTO[..., 1], BenefitRouter.EXPLORED, context)
+        return torch.stack((1 - dear_BT, dear_BT), dim=-1)
+
+
 class InterleavedRouter(BudgetRouter):
     """Each operator in turn, by position, and in the next layer one further: the control that spreads the same share as
     evenly as can be."""
@@ -325,6 +348,7 @@ ROUTERS: dict[str, type[Router]] = {
     "learned": LearnedRouter,
     "benefit": BenefitRouter,
     "random": RandomRouter,
+    "random_explored": RandomExploredRouter,
     "interleaved": InterleavedRouter,
 }
 

@@ -16,6 +16,7 @@ LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
 AS_LARGE = "as many parameters, "  # and that of one with as many as full attention
 TWIN = "full attention"
+EXPLORED = "random, explored, 25 %"
 _EVERY_CURVE = (*ROUTERS, LAYERS)
 _OPERATORS = {
     "a": ["attention"],
@@ -97,6 +98,7 @@ BUDGETS = Study(
         *_routed("37.5 %", "nnrr", 0.75),
         *_routed("25 %", "nnrr", 0.5),
         *_routed("12.5 %", "nnnr", 0.5),
+        _arm(EXPLORED, "nnrr", router="random_explored"),
         _arm("with the DCT, benefit, 25 %", "ddss"),
         _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
     ),

@@ -1,6 +1,6 @@
 """The rules by which our own claims are judged."""
 
-from chiaroscuro.studies.budgets import AS_LARGE, LAYERS, POST_NORM, TWIN
+from chiaroscuro.studies.budgets import AS_LARGE, EXPLORED, LAYERS, POST_NORM, TWIN
 from chiaroscuro.studies.evidence import Finished, difference
 from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, worth
 from chiaroscuro.studies.paper_findings import DCT_GAIN
@@ -48,14 +48,19 @@ def who_gets_it(studies: Studies) -> Finding:
     table, _ = compared([(study, *pair) for router in routers for pair in pairs[router]])
     found = {router: difference(study, pairs[router]) for router in routers}
     told = "; ".join(f"{router} {each}" for router, each in found.items())
+    further, (alike, exploring) = compared(
+        [(study, "benefit, 25 %", EXPLORED), (study, EXPLORED, "random, 25 %")],
+    )
+    against_random, against_alike = gained(found["benefit"]), gained(alike)
+    agreed = against_random == against_alike
     return Finding(
-        gained(found["benefit"]),
+        against_random if agreed else f"{against_random}; {against_alike} where random tokens are explored too",
         [
             f"Against random tokens of the same layers, the mean over {', '.join(below_half)} of attention: {told}. "
-            "Only `benefit` explores in training, where an eighth of the tokens get both operators, blended: what that "
-            "does for the model by itself is part of its difference."
+            "`benefit` explores in training, where an eighth of the tokens get both operators, blended. Random tokens "
+            f"of a model that does so too differ from others by {exploring}, and `benefit` from them by {alike}."
         ],
-        table,
+        table + further[1:],
     )
 
 
