@@ -268,8 +268,8 @@ def test_the_benefit_router_finds_the_tokens_for_which_the_second_operator_is_ri
 def test_an_unknown_router_is_answered_with_the_known_ones():
     with pytest.raises(
         ValueError,
-        match="unknown router 'oracle'; known routers: benefit, hard, interleaved, learned, random, random_explored, soft, "
-        "threshold",
+        match="unknown router 'oracle'; known routers: benefit, hard, interleaved, learned, random, random_explored, "
+        "soft, threshold",
     ):
         router_class("oracle")
 
