@@ -304,7 +304,7 @@ def test_of_an_arm_that_diverged_with_one_seed_the_table_says_so_and_nothing_is_
     assert not found.better
     assert not found.worse
     page = report([study], tmp_path / "results", tmp_path / "results.md")
-    assert verdict(page, "Complementarity").startswith(f"{OPEN} under the entropy router")
+    assert verdict(page, "Complementarity") == f"{OPEN} under the entropy router; {FAILS} under the learned one"
 
 
 def test_an_unfinished_study_is_named_and_one_of_another_plan_refused(write, tmp_path):

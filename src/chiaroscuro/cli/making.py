@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 Data = Annotated[
     str, typer.Option(help="a text file, a folder of text files, or shakespeare, imdb, wikitext-2, wikitext-103")
 ]
+TaskData = Annotated[
+    str | None,
+    typer.Option(
+        help="lm: a text file, a folder of them, shakespeare, imdb, wikitext-2 or wikitext-103 (default: shakespeare). "
+        "imdb: a folder with train.jsonl and test.jsonl (default: from the hub). The other tasks are generated"
+    ),
+]
+Mix = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TASK[=DATA]", help="add a batch of this task at a quarter of the steps; may be repeated"),
+]
+TestOn = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=DATA", help="a further text that the trained model is measured on; may be repeated"),
+]
 TaskName = Annotated[
     str, typer.Option(help="lm (language modelling), recall, imdb, listops or listops_flat (classification)")
 ]
@@ -45,14 +60,7 @@ def train(
     context: typer.Context,
     recipe: Annotated[str, typer.Option(help="the name of a recipe")] = "chiar",
     task: TaskName = "lm",
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="lm: a text file, a folder of them, shakespeare, imdb, wikitext-2 or wikitext-103 (default: "
-            "shakespeare). imdb: a folder with train.jsonl and test.jsonl (default: from the hub). The other tasks "
-            "are generated"
-        ),
-    ] = None,
+    data: TaskData = None,
     out: Annotated[Path | None, typer.Option(help="run folder to make; default: runs/RECIPE-N")] = None,
     tokenizer: Tokenizer = None,
     steps: Steps = 400,
@@ -65,14 +73,8 @@ def train(
     heads: OwnSize = None,
     field: Field = None,
     seed: Seed = 0,
-    mix: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TASK[=DATA]", help="add a batch of this task at a quarter of the steps; may be repeated"),
-    ] = None,
-    test_on: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=DATA", help="a further text that the trained model is measured on; may be repeated"),
-    ] = None,
+    mix: Mix = None,
+    test_on: TestOn = None,
     eval_tokens: Annotated[int | None, typer.Option(help="held-out tokens to measure on; default: all")] = None,
     save_every: Annotated[int | None, typer.Option(help="steps between checkpoints; default: none")] = None,
     resume: Annotated[bool, typer.Option(help="go on with the run in --out, by its own plan")] = False,

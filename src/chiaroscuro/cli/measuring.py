@@ -46,9 +46,8 @@ def report(
     from chiaroscuro import studies
 
     chosen = [study for study in studies.STUDIES.values() if study.name != "smoke"]
-    text = studies.report(chosen, results, page)
-    studies.render_finished(chosen, results)
-    page.write_text(text, encoding="utf-8")
+    studies.render_finished(chosen, results)  # first, as the page shows the figures that are there
+    page.write_text(studies.report(chosen, results, page), encoding="utf-8")
     print(f"written to {page}")
 
 

@@ -29,8 +29,7 @@ class ShortConvolution(nn.Module):
         neighbours."""
         valid_BT, T = context.valid_BT, x_BTD.shape[1]
         if valid_BT is None:
-            count_B = torch.full((len(x_BTD),), T, device=x_BTD.device)
-            return x_BTD + short_convolution(x_BTD, self.weight_WD, self._before(x_BTD, count_B, context.state))
+            return x_BTD + short_convolution(x_BTD, self.weight_WD, self._before(x_BTD, None, context.state))
         place_BTD = torch.where(valid_BT, valid_BT.cumsum(1) - 1, T)[..., None].expand_as(x_BTD)
         # Padding goes to a place of its own behind the tokens.
         packed_BTD = x_BTD.new_zeros(len(x_BTD), T + 1, x_BTD.shape[2]).scatter(1, place_BTD, x_BTD)[:, :T]
@@ -38,16 +37,20 @@ class ShortConvolution(nn.Module):
         mixed_BTD = short_convolution(packed_BTD, self.weight_WD, before_BED).gather(1, place_BTD.clamp_max(T - 1))
         return x_BTD + mixed_BTD * valid_BT[..., None]
 
-    def _before(self, packed_BTD: Tensor, count_B: Tensor, state: dict[str, Tensor] | None) -> Tensor | None:
-        """The tokens before these, and the last of these remembered in their place; `count_B` are no padding."""
+    def _before(self, packed_BTD: Tensor, count_B: Tensor | None, state: dict[str, Tensor] | None) -> Tensor | None:
+        """The tokens before these, and the last of these remembered in their place; of each row only the first
+        `count_B` where that is given."""
         if state is None:
             return None
         B, _, D = packed_BTD.shape
         earlier = len(self.weight_WD) - 1
         before_BED = state.get("before", packed_BTD.new_zeros(B, earlier, D))
-        last_BE = count_B[:, None] + torch.arange(earlier, device=packed_BTD.device)
         known = torch.cat((before_BED, packed_BTD), dim=1)
-        state["before"] = known.gather(1, last_BE[..., None].expand(B, earlier, D))
+        if count_B is None:
+            state["before"] = known[:, known.shape[1] - earlier :].clone()  # and not the whole text with it
+        else:
+            last_BE = count_B[:, None] + torch.arange(earlier, device=packed_BTD.device)
+            state["before"] = known.gather(1, last_BE[..., None].expand(B, earlier, D))
         return before_BED
 
     def flops(self, tokens: float) -> Flops:

@@ -4,7 +4,7 @@ import statistics
 
 from chiaroscuro.flops import planned_flops
 from chiaroscuro.mixers.flops import Flops
-from chiaroscuro.modeling import RECIPES, ChiarConfig
+from chiaroscuro.modeling import ChiarConfig
 from chiaroscuro.studies.evidence import Finished, final_shares
 from chiaroscuro.studies.findings import (
     FAILS,
@@ -25,6 +25,7 @@ from chiaroscuro.studies.table import at_a_standstill
 GAIN = -0.45  # of perplexity, as published
 ON_SMALL_TEXT, ON_LISTOPS = 83.81 / 75.19 - 1, 0.6335 - 0.9885  # the same
 SENTIMENT_APART = 0.012  # the paper's words: within 1.2 points
+V1, V2, LENGTH = "v1_dct_attention", "v2_400m", 256  # recipes of the published sizes, and tokens of a window
 ATTENTION, SAVED = 0.375, 0.35  # of full attention's FLOPs that are left of attention in v1, and saved of all in v2
 STARVING = (0.01, 0.05)  # the share of the tokens below which an operator counts as given up: at the least, at the most
 DCT_GAIN = 0.02  # of perplexity, below which the DCT is not worth having
@@ -121,17 +122,10 @@ def flops(studies: Studies) -> Finding:
     )
 
 
-V1, V2, LENGTH = "v1_dct_attention", "v2_400m", 256
-
-
 def _as_published(recipe: str) -> tuple[Flops, Flops]:
-    """What a recipe plans for a window at its own size, and its baseline at the same."""
+    """What a recipe plans for a window at its own size, and its twin."""
     config = ChiarConfig.from_recipe(recipe)
-    baseline = ChiarConfig.from_recipe(
-        RECIPES[recipe].baseline,
-        **{name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
-    )
-    return planned_flops(config, 1, LENGTH), planned_flops(baseline, 1, LENGTH)
+    return planned_flops(config, 1, LENGTH), planned_flops(config.twin(), 1, LENGTH)
 
 
 def collapse(studies: Studies) -> Finding:
