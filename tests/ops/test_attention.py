@@ -109,6 +109,11 @@ def test_not_much_is_computed_in_vain(Q, at_most):
     assert computed <= at_most * int(visible.sum())
 
 
+def test_queries_that_see_the_same_need_no_mask():
+    tiles = [*attention_cpu.tiles(torch.full((1, 2000), 901), 901)]
+    assert len(tiles) == 3 and not any(tile.masked for tile in tiles)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_at_lengths_that_are_cut_in_earnest(padded):
     B, Q, K = 2, 700, 900

@@ -63,20 +63,25 @@ def tiles(visible_BQ: Tensor, K: int) -> Iterator[Tile]:
     # to each see, and the least that those from each on do.
     most_Q = visible_BQ.amax(0)
     most = most_Q.cummax(0).values.tolist()
-    least = visible_BQ.where(visible_BQ > 0, K).amin(0).flip(0).cummin(0).values.flip(0).tolist()
+    least = visible_BQ.where(visible_BQ > 0, K).min(0).values.flip(0).cummin(0).values.flip(0).tolist()
     seeing = most_Q.nonzero()
     end = int(seeing[-1]) + 1 if len(seeing) else 0
     while end > 0:
         start = end - TALL if end >= TALL + LOWEST else 0
-        seen_by_all = least[start] // ALIGNED * ALIGNED
+        seen_by_all, alike = least[start], least[start] == most[end - 1]
+        if not alike:
+            # Short of what all see, so that each low strip with a query that sees has keys.
+            seen_by_all = (seen_by_all - 1) // ALIGNED * ALIGNED
         if min(end - start, seen_by_all) < WORTH:
-            seen_by_all = 0
-        else:
-            yield Tile(slice(start, end), slice(0, seen_by_all), False, True)
-        for low, high in pairwise(_low_strips(start, end)):
-            last = min(K, -(-most[high - 1] // ALIGNED) * ALIGNED)
-            if last > seen_by_all:
-                yield Tile(slice(low, high), slice(seen_by_all, last), True, seen_by_all == 0)
+            seen_by_all, alike = 0, False
+        if not alike:
+            for low, high in pairwise(_low_strips(start, end)):
+                last = min(K, -(-most[high - 1] // ALIGNED) * ALIGNED)
+                if last > seen_by_all:
+                    yield Tile(slice(low, high), slice(seen_by_all, last), True, True)
+        # After the low strips, so that their results are merged with it in one step.
+        if seen_by_all:
+            yield Tile(slice(start, end), slice(0, seen_by_all), False, alike)
         end = start
 
 
