@@ -22,6 +22,11 @@ def tiny_config(recipe: str = "chiar", **fields: Any) -> ChiarConfig:
     return ChiarConfig.from_recipe(recipe, **(small | fields))
 
 
+def routes(recipe: str) -> bool:
+    """Whether any layer has a choice."""
+    return any(len(operators) > 1 for operators in tiny_config(recipe).layer_operators)
+
+
 def tiny_model(recipe: str = "chiar", **fields: Any) -> ChiarForCausalLM:
     """In float64 and evaluation mode, with weights far enough from their start that every path carries something."""
     torch.manual_seed(1)

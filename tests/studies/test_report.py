@@ -87,38 +87,45 @@ def test_verdicts_follow_the_numbers(write, tmp_path):
     for study in LARGE:
         write(study)
     routed, full = "DCT and attention, threshold", "full attention, v1"
-    place = (LARGE, tmp_path / "results", tmp_path / "results.md")
-    assert verdict(report(*place), "Control: is entropy a better router than chance?") == OPEN
+
+    def place(*names: str):
+        """Of so many studies only, which is sooner read."""
+        return [STUDIES[name] for name in names], tmp_path / "results", tmp_path / "results.md"
+
+    quality = place("ablation", "controls", "rates")
+    assert verdict(report(*quality), "Control: is entropy a better router than chance?") == OPEN
 
     write(STUDIES["rates"], {routed: 3.2})
-    assert verdict(report(*place), "A 45 % better perplexity").startswith(
+    assert verdict(report(*quality), "A 45 % better perplexity").startswith(
         f"{HOLDS} against the published baseline; not settled against a well-trained one"
     )
     write(STUDIES["controls"], {"entropy": 3.2})
-    assert verdict(report(*place), "A 45 % better perplexity") == HOLDS
+    assert verdict(report(*quality), "A 45 % better perplexity") == HOLDS
     write(STUDIES["rates"], {routed: 3.8})
-    assert verdict(report(*place), "A 45 % better perplexity") == "holds in direction, not in size"
+    assert verdict(report(*quality), "A 45 % better perplexity") == "holds in direction, not in size"
     write(STUDIES["rates"], {full: 3.2})
-    assert verdict(report(*place), "A 45 % better perplexity") == FAILS
+    assert verdict(report(*quality), "A 45 % better perplexity") == FAILS
 
     title = "Control: is entropy a better router than chance?"
-    assert verdict(report(*place), title) == f"{HOLDS} with pre-norm; {OPEN} with post-norm"
+    assert verdict(report(*quality), title) == f"{HOLDS} with pre-norm; {OPEN} with post-norm"
     for loss, noise in ((3.2, 0.01), (3.98, 0.0)):
         write(STUDIES["controls"], {"random": loss}, noise=noise)
-        assert verdict(report(*place), title) == f"{FAILS} with pre-norm; {OPEN} with post-norm"
+        assert verdict(report(*quality), title) == f"{FAILS} with pre-norm; {OPEN} with post-norm"
 
+    regime = place("ablation", "controls", "rates", "small_text", "listops_flat", "imdb")
     write(STUDIES["rates"], {routed: 3.2})
     write(STUDIES["small_text"], {routed: 4.5})
     write(STUDIES["listops_flat"], accuracy={routed: 0.4})
     write(STUDIES["imdb"], noise=0.001)
     places = "{} on large text; {} on small text; {} on ListOps; {} on sentiment"
-    assert verdict(report(*place), "An operating regime") == places.format(HOLDS, HOLDS, HOLDS, HOLDS)
+    assert verdict(report(*regime), "An operating regime") == places.format(HOLDS, HOLDS, HOLDS, HOLDS)
     write(STUDIES["rates"], {routed: 3.8})
     write(STUDIES["small_text"], {routed: 3.5})
     write(STUDIES["listops_flat"], accuracy={routed: 0.7})
     write(STUDIES["imdb"], noise=0.1)
-    assert verdict(report(*place), "An operating regime") == places.format(WEAKER, FAILS, WEAKER, OPEN)
+    assert verdict(report(*regime), "An operating regime") == places.format(WEAKER, FAILS, WEAKER, OPEN)
 
+    routers = place("ablation", "collapse")
     starved = {"1": {"dct": 1.0, "rbf": 0.0}, "2": {"rbf": 0.5, "attention": 0.5}}
     nearly = {"1": {"dct": 0.98, "rbf": 0.02}, "2": {"rbf": 0.5, "attention": 0.5}}
     arms = ("three operators, soft", "three operators, hard")
@@ -131,11 +138,11 @@ def test_verdicts_follow_the_numbers(write, tmp_path):
         (dict.fromkeys(arms, nearly), 0.01, "in 0 to 6 of 6 runs"),
     ):
         write(STUDIES["ablation"], routing=routing, noise=noise)
-        assert verdict(report(*place), "Routing collapse") == groups.format(expected, FAILS)
+        assert verdict(report(*routers), "Routing collapse") == groups.format(expected, FAILS)
     alike = {f"{arm}, RBF that mixes nothing": starved for arm in arms}
     write(STUDIES["ablation"])
     write(STUDIES["collapse"], routing=alike)
-    assert verdict(report(*place), "Routing collapse") == groups.format(FAILS, HOLDS)
+    assert verdict(report(*routers), "Routing collapse") == groups.format(FAILS, HOLDS)
 
 
 def test_half_of_the_attention_is_as_good_where_all_four_intervals_lie_within_two_per_cent(write, tmp_path):

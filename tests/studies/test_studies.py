@@ -24,13 +24,20 @@ pytestmark = pytest.mark.usefixtures("cache")
 SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 
 
+PLACES = Places(Path("results"), Path("work"))
+
+
 @pytest.fixture
 def study(english) -> Study:
+    return small_study(english)
+
+
+def small_study(text: Path) -> Study:
     return Study(
         name="tiny",
         question="Does it work?",
         plan=TrainingPlan(
-            data=str(english),
+            data=str(text),
             vocab_size=300,
             steps=8,
             batch_size=2,
@@ -48,7 +55,7 @@ def study(english) -> Study:
 @pytest.fixture
 def places(tmp_path, monkeypatch) -> Places:
     monkeypatch.chdir(tmp_path)
-    return Places(Path("results"), Path("work"))
+    return PLACES
 
 
 def made_up(study: Study, loss_of) -> dict:
@@ -169,21 +176,39 @@ def test_a_run_that_diverges_is_a_result_and_does_not_keep_other_arms_from_their
         read_results(study, places)
 
 
-def test_a_study_runs_to_its_table_and_is_not_run_again(study, places):
-    study = replace(study, learning_rates=(1e-3,))
-    results = run_study(study, places, processes=2)
-    assert len(results) == 4
+@pytest.fixture(scope="module")
+def whole(english, tmp_path_factory):
+    """A study of three runs, one by itself and then two at a time; its results, and the folder that they lie in."""
+    folder = tmp_path_factory.mktemp("whole")
+    study = small_study(english)
+    study = replace(
+        study,
+        plan=replace(study.plan, steps=30, save_every=5),
+        arms=study.arms[1:],
+        learning_rates=(1e-3,),
+        seeds=(0, 1, 2),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("CHIAROSCURO_CACHE", str(folder / "cache"))
+        return study, run_study(study, PLACES, processes=2), folder
+
+
+def test_a_study_runs_to_its_table_and_is_not_run_again(whole, monkeypatch):
+    study, results, folder = whole
+    monkeypatch.chdir(folder)
+    assert len(results) == 3
     for name, result in results.items():
-        assert json.loads((places.results / "runs" / f"{name}.json").read_text()) == result
-        assert [line["step"] for line in result["curve"]] == list(range(1, 9))
+        assert json.loads((PLACES.results / "runs" / f"{name}.json").read_text()) == result
+        assert [line["step"] for line in result["curve"]] == list(range(1, 31))
         assert result["versions"]["command"].startswith("python -m chiaroscuro.studies.worker work/")
-        assert str(Path.cwd()) not in json.dumps(result | {"data": "", "plan": result["plan"] | {"data": ""}})
-    pictures = draw(study, results, rows(study, results), places.results / "figures")
+        assert str(folder) not in json.dumps(result | {"data": "", "plan": result["plan"] | {"data": ""}})
+    pictures = draw(study, results, rows(study, results), PLACES.results / "figures")
     assert [path.name for path in pictures] == ["curves.png", "shares.png", "cost.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
-    stamps = {path: path.stat().st_mtime_ns for path in (places.results / "runs").iterdir()}
-    assert run_study(study, places, processes=1) == results
-    assert {path: path.stat().st_mtime_ns for path in (places.results / "runs").iterdir()} == stamps
+    stamps = {path: path.stat().st_mtime_ns for path in (PLACES.results / "runs").iterdir()}
+    assert run_study(study, PLACES, processes=1) == results
+    assert {path: path.stat().st_mtime_ns for path in (PLACES.results / "runs").iterdir()} == stamps
 
 
 SCRIPT = """
@@ -195,31 +220,27 @@ run_study(study, places, 2)
 """
 
 
-def test_killed_half_way_and_started_again_it_gives_the_same_table(study, places, tmp_path):
-    study = replace(study, plan=replace(study.plan, steps=30, save_every=5), learning_rates=(1e-3,))
-    whole = run_study(study, places, processes=2)
-    for with_runs in (True, False):  # else the study alone is killed, and its runs go on beside those of the next
-        other = Places(Path(f"results_{with_runs}"), Path(f"work_{with_runs}"))
-        (tmp_path / "study.pickle").write_bytes(pickle.dumps((study, other)))
-        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "study.pickle")]
-        process = subprocess.Popen(
-            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # As soon as one run is done and another has a checkpoint.
-        deadline = time.monotonic() + 120
-        while not (any(other.results.glob("runs/*.json")) and any(other.work.glob("*/*/checkpoints/*"))):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL) if with_runs else process.kill()
-        process.wait()
-        done = {path: path.stat().st_mtime_ns for path in other.results.glob("runs/*.json")}
-        assert 0 < len(done) < 4 or not with_runs
-        resumed = run_study(study, other, processes=2)
-        assert rows(study, resumed) == rows(study, whole)
-        assert {path: path.stat().st_mtime_ns for path in done} == done
-        for name, result in whole.items():
-            assert resumed[name]["curve"][-1] == result["curve"][-1]
+@pytest.mark.parametrize("with_runs", [True, False])  # else its runs go on beside those of the next
+def test_killed_half_way_and_started_again_it_gives_the_same_table(with_runs, whole, places, tmp_path):
+    study, results, _ = whole
+    (tmp_path / "study.pickle").write_bytes(pickle.dumps((study, places)))
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "study.pickle")]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # As soon as one run is done and another has a checkpoint.
+    deadline = time.monotonic() + 120
+    while not (any(places.results.glob("runs/*.json")) and any(places.work.glob("*/*seed[12]/checkpoints/*"))):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL) if with_runs else process.kill()
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in places.results.glob("runs/*.json")}
+    assert 0 < len(done) < 3 or not with_runs
+    resumed = run_study(study, places, processes=2)
+    assert rows(study, resumed) == rows(study, results)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    for name, result in results.items():
+        assert resumed[name]["curve"][-1] == result["curve"][-1]
 
 
 def test_results_of_other_code_data_or_plans_are_not_added_to(study, places, english, tmp_path, monkeypatch):
