@@ -32,7 +32,7 @@ from chiaroscuro.training.run import started_plan
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore")]
 CHECKPOINT = Path(__file__).parent / "fixtures" / "checkpoint.pt"
 TINY = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-many = settings(max_examples=40)
+many = settings(max_examples=60)
 
 numbers = st.one_of(
     st.integers(-3, 9),

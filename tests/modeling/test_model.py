@@ -33,12 +33,20 @@ from chiaroscuro.routing import utilisation, utilisation_entropy
 every_recipe = pytest.mark.parametrize("recipe", SMALL_RECIPES)
 routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator", "v1_dct_attention", "v2"])
 every_router = pytest.mark.parametrize("router", ROUTERS)
-# A recipe that routes nothing is the same under every router.
+# What routes nothing is the same under every router, as the test below says.
 every_recipe_and_router = pytest.mark.parametrize(
     ("recipe", "router"),
     [(recipe, router) for recipe in SMALL_RECIPES for router in (ROUTERS if routes(recipe) else ROUTERS[:1])],
 )
 every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in SMALL_RECIPES if not routes(recipe)])
+@every_router
+def test_a_recipe_that_routes_nothing_is_the_same_under_every_router(recipe, router):
+    model, other = tiny_model(recipe), tiny_model(recipe, router=router)
+    assert {*model.state_dict()} == {*other.state_dict()}
+    assert torch.equal(model(ids(2, 9)).logits, other(ids(2, 9)).logits)
 
 
 @every_recipe_and_router

@@ -89,7 +89,7 @@ def test_verdicts_follow_the_numbers(write, tmp_path):
     routed, full = "DCT and attention, threshold", "full attention, v1"
 
     def place(*names: str):
-        """Of so many studies only, which is sooner read."""
+        """These studies alone, which are sooner read than all."""
         return [STUDIES[name] for name in names], tmp_path / "results", tmp_path / "results.md"
 
     quality = place("ablation", "controls", "rates")
