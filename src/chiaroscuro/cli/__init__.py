@@ -1,4 +1,5 @@
-"""The command `chiaroscuro`. Each subcommand imports what it needs when it runs, so that `--help` answers at once."""
+"""The command `chiaroscuro`. Each subcommand imports what it needs when it runs, so that `--help` waits for the package
+alone."""
 
 # Each of these adds its commands; --help lists them in this order.
 # isort: off
