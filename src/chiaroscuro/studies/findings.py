@@ -1,7 +1,8 @@
 """What is found on a claim: a verdict, its reasons and a table, by rules that know only arms and their intervals.
 
 What is better or worse is so by an interval that does not reach zero, what is as good by one that lies within a margin;
-all else is not settled. What is so, but not by as much as was claimed, holds in direction only.
+all else is not settled. What is so, but not by as much as was claimed, holds in direction only; a claim of a size fails
+where the interval reaches neither that size nor beyond zero on its side.
 """
 
 from dataclasses import dataclass
@@ -27,17 +28,17 @@ def compared(
     pairs: list[tuple[Finished, str, str]], text: str | None = None
 ) -> tuple[list[list[str]], list[Difference]]:
     """A table of arms against others, on the test split or on a further text, and the differences in it. Of perplexity
-    also the interval by the variances of the two arms alone."""
-    measure = measure_of(pairs[0][0].table[pairs[0][1]])
-    table = [["study", "arm", measure, "against", measure, "difference"]]
-    table[0] += ["by their own variances"] if measure == "perplexity" else []
-    differences = []
-    for study, arm, other in pairs:
-        differences.append(difference(study, [(arm, other)], text))
-        row = [study.study.name, arm, shown(study, arm, text), other, shown(study, other, text), str(differences[-1])]
-        if measure == "perplexity":
-            row.append(difference(study, [(arm, other)], text, pooled=False).interval)
-        table.append(row)
+    also the interval by the variances of the two arms alone, which that of accuracy is by itself."""
+    measures = [measure_of(study.table[arm]) for study, arm, _ in pairs]
+    named = measures[0] if len(set(measures)) == 1 else "result"
+    table = [["study", "arm", named, "against", named, "difference"]]
+    differences = [difference(study, [(arm, other)], text) for study, arm, other in pairs]
+    for (study, arm, other), found in zip(pairs, differences, strict=True):
+        table.append([study.study.name, arm, shown(study, arm, text), other, shown(study, other, text), str(found)])
+    if "perplexity" in measures:
+        own = [difference(study, [(arm, other)], text, pooled=False) for study, arm, other in pairs]
+        last = ["by their own variances", *("" if each.is_accuracy else each.interval for each in own)]
+        table = [[*row, cell] for row, cell in zip(table, last, strict=True)]
     return table, differences
 
 
@@ -57,16 +58,10 @@ def gained(found: Difference) -> str:
 def sized(found: Difference, claimed: float) -> str:
     """The verdict on a claim that an arm differs by `claimed`, one way or the other, or by more."""
     low, high = (found.low, found.high) if claimed > 0 else (-found.high, -found.low)
+    reached = high >= abs(claimed)
     if low > 0:
-        return HOLDS if high >= abs(claimed) else WEAKER
-    return FAILS if high < 0 else OPEN
-
-
-def worth(found: Difference, least: float) -> str:
-    """The verdict on a claim that an arm is better by `least`, which fails where that cannot be."""
-    claimed = least if found.is_accuracy else -least
-    unlikely = not found.better and (found.high < claimed if found.is_accuracy else found.low > claimed)
-    return FAILS if unlikely else sized(found, claimed)
+        return HOLDS if reached else WEAKER
+    return OPEN if reached else FAILS
 
 
 def in_both(pre: Difference, post: Difference) -> str:

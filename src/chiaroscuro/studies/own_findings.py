@@ -2,7 +2,7 @@
 
 from chiaroscuro.studies.budgets import AS_LARGE, EXPLORED, LAYERS, POST_NORM, TWIN
 from chiaroscuro.studies.evidence import Finished, difference
-from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, worth
+from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, sized
 from chiaroscuro.studies.paper_findings import DCT_GAIN
 from chiaroscuro.studies.table import on_text
 
@@ -73,7 +73,7 @@ def dct_for_nothing(studies: Studies) -> Finding:
         ]
     )
     return Finding(
-        worth(found[0], DCT_GAIN),
+        sized(found[0], -DCT_GAIN),
         [
             f"With the DCT for the tokens that do not attend: {found[0]}. The paper's layers, half of their attention "
             f"by entropy, against the upper half of the layers attending: {found[1]}."

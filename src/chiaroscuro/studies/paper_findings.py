@@ -18,7 +18,6 @@ from chiaroscuro.studies.findings import (
     gained,
     in_both,
     sized,
-    worth,
 )
 from chiaroscuro.studies.table import at_a_standstill
 
@@ -172,13 +171,14 @@ def _collapsed(arms: list[tuple[Finished, str]]) -> tuple[str, str]:
 def regime(studies: Studies) -> Finding:
     routed, full = "DCT and attention, threshold", "full attention, v1"
     large_text = _large_text(studies).study.name
-    lines, found = [["study", "arm", "result", "against", "result", "difference"]], {}
-    for name in (large_text, "controls", "small_text", "listops_flat", "imdb"):
-        for arm, other in ((routed, full), ("entropy", "full attention")):
-            if {arm, other} <= set(studies[name].table):
-                table, (value,) = compared([(studies[name], arm, other)])
-                lines.append(table[1])
-                found[name, arm] = value
+    pairs = [
+        (studies[name], arm, other)
+        for name in (large_text, "controls", "small_text", "listops_flat", "imdb")
+        for arm, other in ((routed, full), ("entropy", "full attention"))
+        if {arm, other} <= set(studies[name].table)
+    ]
+    table, differences = compared(pairs)
+    found = {(study.study.name, arm): each for (study, arm, _), each in zip(pairs, differences, strict=True)}
     large, small = found[large_text, routed], found["small_text", routed]
     symbols, sentiment = found["listops_flat", routed], found["imdb", routed]
     close = sentiment.low >= -SENTIMENT_APART and sentiment.high <= SENTIMENT_APART
@@ -196,7 +196,7 @@ def regime(studies: Studies) -> Finding:
             f"{100 * ON_SMALL_TEXT:+.0f} %); ListOps {symbols} (claimed: {100 * ON_LISTOPS:+.0f} points); sentiment "
             f"{sentiment} (claimed: within 1.2 points)."
         ],
-        lines,
+        table,
     )
 
 
@@ -210,7 +210,7 @@ def complementarity(studies: Studies) -> Finding:
             (controls, "entropy", "two attention layers"),
         ]
     )
-    entropy, learned = worth(found[0], DCT_GAIN), worth(found[2], DCT_GAIN)
+    entropy, learned = sized(found[0], -DCT_GAIN), sized(found[2], -DCT_GAIN)
     return Finding(
         entropy if entropy == learned else f"{entropy} under the entropy router; {learned} under the learned one",
         [
