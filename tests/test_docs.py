@@ -91,11 +91,23 @@ def test_what_the_readme_says_of_the_recipes_is_what_the_study_found():
     assert f"full attention ({entropy:.1f} to {full:.1f})" in readme
     spent = [controls.table[arm]["executed_ratio"]["mean"] for arm in ("two attention layers", "entropy")]
     assert f"({two:.1f}, at {spent[0]:.2f} of all FLOPs against {spent[1]:.2f})" in readme
-    lost = [
-        100 * difference(controls, [("entropy", arm)]).mean for arm in (arms[1], "full attention, FLOPs of entropy")
-    ]
-    assert f"it costs {lost[0]:.0f} % of perplexity" in readme
-    assert f"and {lost[1]:.0f} % after as many FLOPs" in readme
+    assert f"it costs {100 * difference(controls, [arms[:2]]).mean:.0f} % of perplexity" in readme
+    pairs = [("entropy", "full attention, FLOPs of entropy")]
+    pooled, own = difference(controls, pairs), difference(controls, pairs, pooled=False)
+    assert (
+        f"and {100 * pooled.mean:.0f} % after as many FLOPs ({100 * pooled.low:.1f} to {100 * pooled.high:.1f} by the "
+        f"variance of all arms of the study, {100 * own.low:.1f} to {100 * own.high:.1f} by that of the two alone)"
+    ) in readme
+    ablation = finished(STUDIES["ablation"], ROOT / "results" / "ablation")
+    post = ablation.table["full attention, v2"]["perplexity"]["mean"]
+    assert f"`v2_full_attention` {post:.1f} (study `ablation`) and `full_attention` {full:.1f} (`controls`" in readme
+
+
+def test_the_page_on_studies_names_them_all_with_their_numbers_of_runs():
+    page = (ROOT / "docs" / "studies.md").read_text()
+    for study in STUDIES.values():
+        runs = len(study.search()) + len(study.arms) * (len(study.seeds) - study.tuning_seeds)
+        assert f"| `{study.name}` | {runs} |" in page
 
 
 def test_the_times_in_the_readme_are_those_of_the_committed_results():

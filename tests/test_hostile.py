@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from chiaroscuro import ChiarConfig, load_retrofitted, retrofit
+from chiaroscuro.analysis.run_figures import training_figures
 from chiaroscuro.analysis.subject import subject
 from chiaroscuro.data import load_corpus
 from chiaroscuro.data.imdb import load_imdb
@@ -166,6 +167,18 @@ def test_a_plan_with_other_values(made, data):
     content = data.draw(changed(json.loads((made / "plan.json").read_text())))
     with written(made / "plan.json", json.dumps(content).encode()):
         assert loads_or_says_why(started_plan, made)
+
+
+@many
+@given(data=st.data())
+def test_logs_with_other_values_and_damaged_bytes(made, data):
+    path = made / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    place = data.draw(st.integers(0, len(lines) - 1))
+    lines[place] = json.dumps(data.draw(changed(json.loads(lines[place]))))
+    for content in ("\n".join(lines).encode(), data.draw(damaged(path.read_bytes()))):
+        with written(path, content):
+            assert loads_or_says_why(training_figures, made)
 
 
 @many

@@ -135,7 +135,7 @@ def test_verdicts_follow_the_numbers(write, tmp_path):
     starved = {"1": {"dct": 1.0, "rbf": 0.0}, "2": {"rbf": 0.5, "attention": 0.5}}
     nearly = {"1": {"dct": 0.98, "rbf": 0.02}, "2": {"rbf": 0.5, "attention": 0.5}}
     arms = ("three operators, soft", "three operators, hard")
-    groups = "of learned routers, {} with an RBF operator that mixes; {} with one that does not"
+    groups = "an operator starves under learned routers: {} with an RBF operator that mixes; {} with one that does not"
     for routing, noise, expected in (
         ({}, 0.01, FAILS),
         (dict.fromkeys(arms, starved), 0.01, HOLDS),
@@ -333,7 +333,7 @@ def test_an_unfinished_study_is_named_and_one_of_another_plan_refused(write, tmp
     (runs / "random_lr0.003_seed2.json").unlink()
     with pytest.raises(Unfinished, match="54 of the 55 runs of study 'controls' are there"):
         finished(study, tmp_path / "results" / "controls")
-    assert "| not finished: controls |" in report([study], tmp_path / "results", tmp_path / "results.md")
+    assert "| not finished: study `controls` |" in report([study], tmp_path / "results", tmp_path / "results.md")
 
 
 def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path):
@@ -364,6 +364,13 @@ def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path)
     assert cells in written
     assert "run-2: [layer](../results/bench/run-2/layer.json); run-3: [layer]" in written
     assert "The sides execute 1.001 to 1.003 of the FLOPs that they plan." in written
+    lengths = tmp_path / "results" / "bench" / "lengths"
+    lengths.mkdir()
+    made = {"commit": "def", "machine": "a machine", "torch": "2"}
+    (lengths / "layer.json").write_text(json.dumps({"versions": made, "cases": [{"rounds": 5}]}))
+    picture = "![layer: time by sequence length](../results/bench/lengths/layer.png)"
+    told = "a machine; torch 2; commit def; 5 rounds a length."
+    assert f"{picture}\n\n{told}\n" in report([], tmp_path / "results", page)
 
 
 def test_a_study_is_told_where_its_texts_lie_and_takes_no_others():

@@ -75,13 +75,29 @@ def _logs(path: Path) -> list[dict[str, Any]]:
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         logs = [line for line in lines if "loss" in line and "step" in line]
+        alike = len({_operators(line) for line in logs}) <= 1
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+    except (ValueError, RecursionError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r})") from error
+    if not alike:
+        raise ValueError(f"{path} is damaged (its lines tell of different layers or operators)")
     if not logs:
         raise ValueError(f"{path} holds no logs of training")
     return logs
+
+
+def _operators(log: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
+    """By layer what a log tells of, in its order. Raises any error of a lookup where something else than numbers is in
+    their place."""
+    routing, entropies = log.get("routing", {}), log.get("utilisation_entropy", {})
+    shares = [share for operators in routing.values() for share in operators.values()]
+    for number in (log["step"], log["loss"], *shares, *(entropies[layer] for layer in routing)):
+        if not isinstance(number, int | float):
+            raise TypeError(f"{number!r} is no number")
+    if any(len(operators) < 2 for operators in routing.values()):
+        raise ValueError("a layer without a choice")
+    return tuple((int(layer), *operators) for layer, operators in routing.items())
 
 
 def _loss(lines: list[dict[str, Any]]) -> Figure:

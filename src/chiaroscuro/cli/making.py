@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from chiaroscuro.training import Run
 
 Data = Annotated[
-    str, typer.Option(help="a text file, a folder of text files, or shakespeare, imdb, wikitext-2, wikitext-103")
+    str,
+    typer.Option(
+        help="a text file, a folder of them, or shakespeare, imdb, wikitext-2, wikitext-103, wikitext-validation"
+    ),
 ]
 TaskData = Annotated[
     str | None,
     typer.Option(
-        help="lm: a text file, a folder of them, shakespeare, imdb, wikitext-2 or wikitext-103 (default: shakespeare). "
+        help="lm: a text file, a folder of them, shakespeare, imdb, wikitext-2, wikitext-103 or wikitext-validation "
+        "(default: shakespeare). "
         "imdb: a folder with train.jsonl and test.jsonl (default: from the hub). The other tasks are generated"
     ),
 ]

@@ -34,19 +34,29 @@ def clock(folder: Path, link: Path) -> str:
     ]
     commits, machines, torches = (_all(files, name) for name in ("commit", "machine", "torch"))
     lines += [
-        f"{machines}; torch {torches}; commit {commits}. Half of the tokens of each row go to attention. Ratios of "
-        "times measured in turn in one process: the median of each run, and the lowest and highest quartile of all; "
-        "what the executed FLOPs would give; and the bound that was set. Milliseconds are the middle of the runs. The "
-        f"runs, one after the other, in files that name their commands: {'; '.join(named)}.",
+        f"{machines}; torch {torches}; commit {commits}. Ours sends half of the tokens of each row, drawn at random, "
+        'to attention, where they see all tokens before them ("all keys") or those that were sent there too ("routed '
+        'keys"); "routed by entropy" takes those of the highest entropy instead, and the dense blend runs every '
+        "operator on every token. Full attention beside `v2` is the recipe `full_attention`, as large, and pre-norm. "
+        "Ratios of times measured in turn in one process: the median of each run, and the lowest and highest quartile "
+        "of all; what the executed FLOPs would give; and the bound that was set. Milliseconds are the middle of the "
+        f"runs. The runs, one after the other, in files that name their commands: {'; '.join(named)}.",
         "",
     ]
     table = [["what", "ms", "against", "ms", "ratio", "by FLOPs", "bound"]]
     table += [[name, *_shown(other, times)] for (name, other), times in _by_case(files).items()]
     to_plan = [ratio for file in files for case in file["cases"] for ratio in case["executed_to_planned"].values()]
     agreement = f"The sides execute {min(to_plan):.3f} to {max(to_plan):.3f} of the FLOPs that they plan.\n"
-    plots = sorted(folder.glob("lengths/*.png"))
-    pictures = [f"![{path.stem}: time by sequence length]({link / 'lengths' / path.name})" for path in plots]
-    return "\n".join([*lines, page_table(table), agreement, *pictures, ""])
+    plots = [_plot(path, link) for path in sorted(folder.glob("lengths/*.json"))]
+    return "\n".join([*lines, page_table(table), agreement, *plots, ""])
+
+
+def _plot(path: Path, link: Path) -> str:
+    """The picture that lies beside a file of times by length, and what it was made by."""
+    file = read_json(path)
+    made, rounds = file["versions"], file["cases"][0]["rounds"]
+    picture = f"![{path.stem}: time by sequence length]({link / 'lengths' / path.with_suffix('.png').name})"
+    return f"{picture}\n\n{made['machine']}; torch {made['torch']}; commit {made['commit']}; {rounds} rounds a length."
 
 
 def _all(files: list[dict[str, Any]], name: str) -> str:

@@ -142,7 +142,7 @@ def collapse(studies: Studies) -> Finding:
     verdicts = [f"{_collapsed(arms)[0]} with {name}" for name, arms in groups.items()]
     told = [f"with {name} in {_collapsed(arms)[1]}" for name, arms in groups.items()]
     return Finding(
-        f"of learned routers, {'; '.join(verdicts)}",
+        f"an operator starves under learned routers: {'; '.join(verdicts)}",
         [
             f"An operator is given up where it gets less than {STARVING[0]:.0%} of the tokens of its layer in a run "
             f"that did not come to a standstill, or, counted generously, less than {STARVING[1]:.0%} in any run: "
@@ -215,7 +215,7 @@ def complementarity(studies: Studies) -> Finding:
         entropy if entropy == learned else f"{entropy} under the entropy router; {learned} under the learned one",
         [
             f"Beside the same attention, the DCT against nothing at all: {found[0]} under the entropy router, "
-            f"{found[2]} under the learned one."
+            f"{found[2]} under the learned one; asked for: {100 * -DCT_GAIN:+.0f} %."
         ],
         table,
     )
@@ -265,7 +265,10 @@ def meta_router(studies: Studies) -> Finding:
     )
     return Finding(
         gained(found[0]),
-        [f"The causal gate against none: {found[0]}. The published gate, which reads later tokens: {found[1]} more."],
+        [
+            f"The causal gate against none: {found[0]}. The published gate, which reads later tokens, against the "
+            f"causal one: {found[1]}."
+        ],
         table,
     )
 
