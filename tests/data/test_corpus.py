@@ -46,6 +46,22 @@ def test_files_named_after_splits_are_those_splits(tmp_path, names):
     assert found == {"train": [names[0]], "validation": [names[1]], "test": [names[2]]}
 
 
+def test_words_in_names_of_files_and_folders_say_which_split_they_are(tmp_path):
+    names = ("train/0.txt", "train/greatest.txt", "Validation/1.txt", "test/2.txt", "test/contrains.txt")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    splits = load_corpus(str(tmp_path)).splits
+    found = {split: list(documents) for split, documents in splits.items()}
+    assert found == {"train": list(names[:2]), "validation": [names[2]], "test": list(names[3:])}
+    (tmp_path / "notes.txt").write_text("of none")
+    with pytest.raises(ValueError, match="notes.txt lies beside .* named after none of the three"):
+        load_corpus(str(tmp_path))
+    (tmp_path / "notes.txt").rename(tmp_path / "train_test_questions.txt")
+    with pytest.raises(ValueError, match="train_test_questions.txt .* more than one of the three"):
+        load_corpus(str(tmp_path))
+
+
 def test_one_file_is_cut_at_paragraphs_and_nothing_is_lost_or_reordered(tmp_path):
     text = "".join(f"paragraph {index} of the text\nin two lines\n\n" for index in range(400))
     path = tmp_path / "text.txt"

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chiaroscuro.data import load_tokenizer, token_bytes, train_tokenizer
-from chiaroscuro.data.tokenizer import PIECE, pieces
+from chiaroscuro.data.tokenizer import PIECE, pieces, symbol_tokenizer
 
 TEXTS = ["the cat sat on the mat, the mat sat on the cat\n" * 20, "naïve café 🙂 שלום"]
 
@@ -21,6 +21,14 @@ def test_any_text_comes_back_and_its_bytes_are_counted():
         assert tokenizer.decode(ids) == text
         assert sizes[ids].sum() == len(text.encode())
     assert sizes[tokenizer.eos_token_id] == 0
+    tokenizer.add_tokens(["漢字"])
+    tokenizer.add_special_tokens({"bos_token": "<s>", "extra_special_tokens": ["<|user|>"]})
+    ids = tokenizer("<s><|user|>the 漢字")["input_ids"]
+    assert token_bytes(tokenizer)[ids].sum() == len("the 漢字".encode())
+
+
+def test_bytes_of_a_vocabulary_that_is_not_byte_level_are_not_known():
+    assert token_bytes(symbol_tokenizer(["a", "b"])) is None
 
 
 @given(st.text(st.sampled_from("at' \n\t\x1c\x85\u3000.1é🙂") | st.characters(codec="utf-8")), st.integers(1, 20))

@@ -77,6 +77,12 @@ def test_a_folder_is_encoded_a_file_at_a_time(cache, tmp_path):
     assert np.array_equal(tokens["test"], encode(Corpus("x", {"test": list(corpus.splits["test"])}), tokenizer)["test"])
 
 
+def test_a_split_without_documents_is_named(cache):
+    tokenizer = train_tokenizer(["some text"], 300)
+    with pytest.raises(ValueError, match="reviews has nothing for the validation split"):
+        encode(Corpus("reviews", {"train": ["some text"], "validation": []}), tokenizer)
+
+
 def test_a_second_call_reads_what_the_first_wrote(cache):
     tokenizer = train_tokenizer(TEXTS, 300)
     corpus = Corpus("x", {"train": TEXTS})

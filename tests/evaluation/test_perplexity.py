@@ -66,9 +66,13 @@ def test_unigram_perplexity_counts_only_predicted_tokens():
     assert unigram_perplexity(train, windows, 2) == pytest.approx(100 / 98)
 
 
-def test_a_failed_evaluation_leaves_the_mode_alone(model, windows):
+def test_bits_per_byte_are_not_told_where_bytes_are_not_known(model, windows):
+    assert evaluate(model, windows, None).bits_per_byte is None
+
+
+def test_a_failed_evaluation_leaves_the_mode_alone(model):
     model.train()
     with pytest.raises(IndexError):
-        evaluate(model, windows, np.ones(1, dtype=int))
+        evaluate(model, TokenWindows(np.full(20, VOCAB), LENGTH), None)
     assert model.training
     assert torch.is_grad_enabled()

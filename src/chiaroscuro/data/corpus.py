@@ -6,6 +6,7 @@ of the last two by itself) or given as a path to a text file or to a folder of t
 
 import hashlib
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from chiaroscuro.data.imdb import imdb_texts
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.05  # of the documents, or of a single document's text, for each of validation and test
 D = TypeVar("D")
+_SPLIT_WORDS = {"train": {"train", "training"}, "validation": {"valid", "validation", "val"}, "test": {"test"}}
 _SUFFIXES = {".txt", ".md", ".text", ".tokens", ".raw"}
 
 
@@ -44,9 +46,11 @@ class Files(Sequence[str]):
 def load_corpus(source: str) -> Corpus:
     """The corpus `source` names or points to.
 
-    Files whose names say train, valid(ation) or test are those splits. Other folders are split by file and a single
-    file by position, at paragraph ends; lines are never shuffled. Raises ValueError for an unknown name, a missing,
-    empty or binary file, and a data set that cannot be fetched, saying what to do instead.
+    Where names of files, or of folders in the one given, have the words train, valid(ation) or val, and test, and each
+    of the three is there, these are the splits. Other folders are split by file and a single file by position, at
+    paragraph ends; lines are never shuffled. Raises ValueError for an unknown name, a missing, empty or binary file,
+    one that belongs to no split or to two beside files of all three, and a data set that cannot be fetched, saying what
+    to do instead.
     """
     if source == "shakespeare":
         return Corpus(source, _split_names(_shakespeare()))
@@ -118,13 +122,24 @@ def _folder(path: Path) -> Mapping[str, Sequence[str]]:
     files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"no text files in {path} (looked for {', '.join(sorted(_SUFFIXES))})")
-    named = {split: [file for file in files if split[:5] in file.stem.lower()] for split in SPLITS}
-    if all(named.values()):
-        return {split: Files(chosen) for split, chosen in named.items()}
+    splits = {file: _splits_in_name(file.relative_to(path)) for file in files}
+    if set().union(*splits.values()) == set(SPLITS):
+        unclear = next((file for file in files if len(splits[file]) != 1), None)
+        if unclear is not None:
+            raise ValueError(
+                f"{unclear} lies beside files of training, validation and test text, and is named after "
+                f"{'more than one' if splits[unclear] else 'none'} of the three: rename it, or take it out"
+            )
+        return {split: Files([file for file in files if split in splits[file]]) for split in SPLITS}
     if len(files) < len(SPLITS):
         return _split_text("\n".join(read_text(file) for file in files), path)
     by_name = _split_names({str(file.relative_to(path)): file for file in files})
     return {split: Files(chosen) for split, chosen in by_name.items()}
+
+
+def _splits_in_name(file: Path) -> set[str]:
+    words = set(re.split("[^a-z]+", str(file.with_suffix("")).lower()))
+    return {split for split, names in _SPLIT_WORDS.items() if words & names}
 
 
 def _split_names(documents: Mapping[str, D]) -> dict[str, list[D]]:

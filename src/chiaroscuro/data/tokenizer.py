@@ -89,11 +89,16 @@ def _gpt2(vocabulary: Path, merges: Path) -> Tokenizer:
     return tokenizer
 
 
-def token_bytes(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """Bytes of text behind each token id, 0 for special tokens. In a byte-level vocabulary a character is a byte."""
-    special = set(tokenizer.all_special_ids)
-    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return np.array([0 if index in special else len(name) for index, name in enumerate(names)])
+def token_bytes(tokenizer: PreTrainedTokenizerFast) -> np.ndarray | None:
+    """Bytes of text behind each token id, 0 for special tokens; None where the vocabulary is not byte-level, the names
+    of which have a character for each byte."""
+    if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+        return None
+    sizes = np.array([len(name) for name in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))])
+    for index, added in tokenizer.backend_tokenizer.get_added_tokens_decoder().items():
+        sizes[index] = 0 if added.special else len(added.content.encode())  # which stands in the text as it is named
+    sizes[tokenizer.all_special_ids] = 0
+    return sizes
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

@@ -29,8 +29,12 @@ def cache_folder() -> Path:
 def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> dict[str, np.ndarray]:
     """The token ids of each split as a memory-mapped array, each document followed by the end-of-text token.
 
-    They are encoded once and found again by a hash of the text and the tokenizer.
+    They are encoded once and found again by a hash of the text and the tokenizer. Raises ValueError for a split
+    without documents.
     """
+    empty = next((split for split, documents in corpus.splits.items() if not len(documents)), None)
+    if empty is not None:
+        raise ValueError(f"{corpus.name} has nothing for the {empty} split: give more text")
     return {split: _encoded(documents, tokenizer) for split, documents in corpus.splits.items()}
 
 

@@ -58,16 +58,16 @@ class ShareCounter:
 def evaluate(
     model: ChiarForCausalLM,
     windows: TokenWindows,
-    token_bytes: np.ndarray,
+    token_bytes: np.ndarray | None,
     batch_size: int = 16,
     show_progress: bool = False,
 ) -> Evaluation:
     """Every token but the first of `windows` predicted once, from what precedes it in its window.
 
-    `token_bytes` holds the bytes behind each token id (`chiaroscuro.data.token_bytes`). The model is run in evaluation
-    mode, its thresholds as they are.
+    `token_bytes` holds the bytes behind each token id (`chiaroscuro.data.token_bytes`), None where they are not known
+    and bits per byte cannot be told. The model is run in evaluation mode, its thresholds as they are.
     """
-    nats, tokens, text_bytes, shares = 0.0, 0, 0, ShareCounter()
+    nats, predicted, shares = 0.0, np.zeros(model.config.vocab_size, dtype=np.int64), ShareCounter()
     starts = range(0, len(windows), batch_size)
     with evaluating(model):
         for start in tracked(starts, "evaluating", show_progress):
@@ -75,12 +75,19 @@ def evaluate(
             output = model(ids_BT, use_cache=False, output_routing=True)
             targets = ids_BT[:, 1:].flatten()
             nats += float(cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"))
-            tokens += len(targets)
-            text_bytes += int(token_bytes[targets.cpu().numpy()].sum())
+            predicted += np.bincount(targets.cpu().numpy(), minlength=len(predicted))
             shares.add(output.routing)
+    tokens = int(predicted.sum())
     loss = nats / tokens
-    bits_per_byte = nats / math.log(2) / text_bytes if text_bytes else float("nan")
-    return Evaluation(loss, tokens, shares.mean(), math.exp(min(loss, 700.0)), bits_per_byte)
+    bits = bits_per_byte(nats, predicted, token_bytes)
+    return Evaluation(loss, tokens, shares.mean(), math.exp(min(loss, 700.0)), bits)
+
+
+def bits_per_byte(nats: float, predicted: np.ndarray, token_bytes: np.ndarray | None) -> float | None:
+    """Of the text behind tokens of which each id was `predicted` so many times; None where it is not known."""
+    ids = predicted.nonzero()[0]
+    text_bytes = 0 if token_bytes is None else int(token_bytes[ids] @ predicted[ids])
+    return nats / math.log(2) / text_bytes if text_bytes else None
 
 
 def unigram_perplexity(train: np.ndarray, windows: TokenWindows, vocab_size: int) -> float:

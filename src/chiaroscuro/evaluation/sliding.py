@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from chiaroscuro.evaluation.perplexity import Evaluation
+from chiaroscuro.evaluation.perplexity import Evaluation, bits_per_byte
 from chiaroscuro.ops.evaluating import evaluating
 from chiaroscuro.progress import tracked
 
@@ -18,7 +18,7 @@ from chiaroscuro.progress import tracked
 def evaluate_sliding(
     model: Any,
     tokens: np.ndarray,
-    token_bytes: np.ndarray,
+    token_bytes: np.ndarray | None,
     window: int,
     stride: int,
     batch_size: int = 16,
@@ -28,8 +28,9 @@ def evaluate_sliding(
 
     A window of `window` tokens moves over the text by `stride`, and only what is new in it is predicted. The smaller
     the stride, the more context and the more work; perplexities can be compared only at the same window and stride.
-    tokens: ids of one text. token_bytes: bytes of text behind each id (`chiaroscuro.data.token_bytes`). The model is
-    run in evaluation mode. Raises ValueError for a stride outside [1, window) and for a text of less than two tokens.
+    tokens: ids of one text. token_bytes: bytes of text behind each id (`chiaroscuro.data.token_bytes`), None where they
+    are not known. The model is run in evaluation mode. Raises ValueError for a stride outside [1, window) and for a
+    text of less than two tokens.
     """
     if not 1 <= stride < window:
         raise ValueError(f"stride must be at least 1 and less than the window of {window} tokens, got {stride}")
@@ -47,9 +48,8 @@ def evaluate_sliding(
         if len(ends) > 1:
             nats += _nats(model, tokens, ends[-1:], window, ends[-1] - ends[-2])
     predicted = len(tokens) - 1
-    text_bytes = int(token_bytes[tokens[1:]].sum())
-    bits_per_byte = nats / math.log(2) / text_bytes if text_bytes else float("nan")
-    return Evaluation(nats / predicted, predicted, {}, math.exp(min(nats / predicted, 700.0)), bits_per_byte)
+    bits = bits_per_byte(nats, np.bincount(tokens[1:]), token_bytes)
+    return Evaluation(nats / predicted, predicted, {}, math.exp(min(nats / predicted, 700.0)), bits)
 
 
 def _nats(model: Any, tokens: np.ndarray, ends: list[int], window: int, new: int) -> float:
