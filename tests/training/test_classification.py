@@ -46,6 +46,8 @@ def test_a_classifier_learns_and_its_folder_says_how_well(plan, tmp_path):
     assert words == "accuracy of the commonest label"
     assert chance < 0.7
     assert results["accuracy"] > 0.95
+    # Nine words, most of them one token; what is padding to the 24 of a window is not seen.
+    assert 8 * 16 * 200 <= results["tokens_seen"] < 12 * 16 * 200
     assert results["validation"]["accuracy"] > 0.9
     assert results["perplexity"] is None
     assert 0 < results["flops"]["executed_ratio"] <= 1

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tests.helpers import ids, tiny_config
 
 from chiaroscuro import ChiarForSequenceClassification
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForMixedTasks
+from chiaroscuro.modeling.heads import ClassificationHead
 from chiaroscuro.training import TrainingPlan, load_run, prepare, train
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -107,6 +109,28 @@ def test_the_extra_loss_moves_the_head(plan, tmp_path):
     with_batch = [loss for loss, has in zip(losses, added, strict=True) if has]
     without = [loss for loss, has in zip(losses, added, strict=True) if not has]
     assert sum(with_batch) / len(with_batch) - sum(without) / len(without) == pytest.approx(2.3, abs=0.3)
+
+
+def test_extra_batches_are_as_precise_as_the_others(plan, tmp_path, monkeypatch):
+    seen = set()
+
+    def noting(self, hidden, mask=None):
+        logits = forward(self, hidden, mask)
+        seen.update({logits.dtype} if self.training else ())
+        return logits
+
+    forward = ClassificationHead.forward
+    monkeypatch.setattr(ClassificationHead, "forward", noting)
+    plan = replace(plan, steps=4, bf16=True)
+    train(plan, prepare(plan), tmp_path / "run")
+    assert seen == {torch.bfloat16}
+
+
+def test_several_processes_do_not_train_on_further_tasks(plan, tmp_path, monkeypatch):
+    task = prepare(plan)
+    monkeypatch.setattr("chiaroscuro.training.run.ranks", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="further tasks .* one process"):
+        train(plan, task, tmp_path / "run")
 
 
 def test_a_mixed_run_is_measured_on_further_texts_as_a_language_model(plan, english, tmp_path):

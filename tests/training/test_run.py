@@ -10,6 +10,7 @@ import torch
 from chiaroscuro import ChiarForCausalLM
 from chiaroscuro.routing import ThresholdRouter
 from chiaroscuro.training import Diverged, TrainingPlan, compare, load_run, prepare, task_of, train
+from chiaroscuro.training.folder import alone_in
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -177,6 +178,24 @@ def test_no_run_is_overwritten_and_nothing_is_resumed_from_nothing(plan, tmp_pat
     with pytest.raises(ValueError, match="nothing to resume"):
         train(plan, task, tmp_path, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_finished_run_is_not_trained_again(plan, tmp_path):
+    task = prepare(plan)
+    results = train(plan, task, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert train(plan, task, tmp_path / "run", resume=True) == results
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_processes_do_not_train_in_one_folder(plan, tmp_path):
+    task = prepare(plan)
+    with alone_in(tmp_path / "run"):
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="another process is training in .*run: wait"):
+                train(plan, task, tmp_path / "run", resume)
+    train(plan, task, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir() if "lock" in path.name] == []
 
 
 @pytest.mark.parametrize(

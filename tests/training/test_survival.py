@@ -141,6 +141,7 @@ def test_when_every_checkpoint_is_damaged_the_run_starts_again_and_says_why(plan
     train(plan, task, tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         truncate(checkpoint / "model.safetensors")
+    (tmp_path / "run" / "results.json").unlink()
     with pytest.warns(UserWarning, match="damaged") as warned:
         train(plan, task, tmp_path / "run", resume=True)
     assert len([each for each in warned if "is damaged" in str(each.message)]) == 2

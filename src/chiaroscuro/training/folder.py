@@ -11,12 +11,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerFast
 
 import chiaroscuro
@@ -45,6 +48,22 @@ class Run:
     model: ChiarForCausalLM | ChiarForSequenceClassification
     tokenizer: PreTrainedTokenizerFast
     results: dict[str, Any]
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While it lasts, no other process gets in here. Raises ValueError when another one is in."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")  # not in the folder, which may be published as it is
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another process is training in {folder}: wait for it, or choose another --out") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def new_run_folder(folder: Path) -> Path:

@@ -85,7 +85,8 @@ class MixedTrainer(RoutingTrainer):
         if extra is not None:
             name, batch = extra
             assert isinstance(model, ChiarForMixedTasks)
-            loss = loss + model.classifier(name)(**self._prepare_inputs(batch)).loss
+            with self.accelerator.autocast():  # which the Trainer puts around the forward pass of the model itself only
+                loss = loss + model.classifier(name)(**self._prepare_inputs(batch)).loss
         return (loss, outputs) if return_outputs else loss
 
 

@@ -4,17 +4,19 @@ import json
 import pickle
 import signal
 import warnings
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from chiaroscuro.flops import flops_ratios
-from chiaroscuro.modeling import CARD, read_json
+from chiaroscuro.modeling import CARD, ChiarConfig, read_json
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.routing import calibrate
 from chiaroscuro.training.card import run_card
@@ -24,6 +26,7 @@ from chiaroscuro.training.folder import (
     METRICS,
     PLAN,
     RESULTS,
+    alone_in,
     cut_metrics,
     new_run_folder,
     seconds_trained,
@@ -50,9 +53,10 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     perplexity, accuracy and routing are those of the test split, `validation` holds what may be chosen by.
 
     One seed gives the same loss curve on the same machine. With `resume` the run in `out` goes on from its last
-    checkpoint that is whole, and its curve becomes that of a run which was never stopped. SIGTERM and Ctrl-C let it
-    save first. Raises ValueError for a folder that would be overwritten, when there is nothing to resume, and when it
-    was stopped; OSError when it cannot be saved.
+    checkpoint that is whole, and its curve becomes that of a run which was never stopped; of one that is finished the
+    results are returned. SIGTERM and Ctrl-C let it save first; the log that one of them came before is then a mean over
+    the steps after it only. Raises ValueError for a folder that would be overwritten, or that another process is at
+    work in, when there is nothing to resume, and when it was stopped; OSError when it cannot be saved.
 
     Started by torchrun, several processes train one model: each takes its part of every batch, so that the curve is
     that of one process. The first one measures and writes; the others return nothing. `sharded` spreads weights and
@@ -64,14 +68,34 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
         raise ValueError(f"{plan.batch_size} windows per step do not divide among {ranks().num_processes} processes")
     if sharded and not torch.cuda.is_available():
         raise ValueError("weights and optimiser are spread over GPUs only (accelerate has no FSDP on the CPU)")
-    checkpoint = on_first(lambda: _go_on(plan, out) if resume else _begin(plan, out))
+    if plan.mixed and ranks().num_processes > 1:
+        raise ValueError("a run with further tasks (mixed) is trained by one process")
+    with ExitStack() as stack:
+
+        def be_alone() -> None:
+            stack.enter_context(alone_in(out))
+
+        on_first(be_alone)
+        results = on_first(lambda: _finished(plan, out)) if resume else None
+        if results is None:
+            results = _train(plan, config, task, out, resume, sharded)
+    return results if ranks().is_main_process else {}
+
+
+def _train(
+    plan: TrainingPlan, config: ChiarConfig, task: Task, out: Path, resume: bool, sharded: bool
+) -> dict[str, Any]:
+    """`train`, of what is in order, by processes that are alone in the folder."""
+    checkpoint = on_first(lambda: _go_on(out) if resume else _begin(plan, out))
     done = 0 if checkpoint is None else steps_of(checkpoint)
     set_seed(plan.seed)
     model: Any = task.build(config)
     bar, stop = Bar(plan.recipe), StopAtSignal()
     trainer = _trainer(plan, model, task, out, [bar, stop], sharded)
     trained = checkpoint
-    if done < plan.steps:  # else stopped between the last checkpoint and the results
+    if checkpoint is not None and done == plan.steps:  # stopped between the last checkpoint and the results
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    else:
         try:
             _fit(trainer, stop, checkpoint, out)
         finally:
@@ -89,7 +113,7 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
         calibrate(model, task.calibration_text().to(model.device))
     except NotFinite as error:
         raise trainer.diverged() from error
-    tokens_seen = plan.steps * plan.batch_size * plan.seq_len
+    tokens_seen = trainer.state.num_input_tokens_seen
     seconds = seconds_trained(out / METRICS)
     results = _measured(plan, model, task) | {
         "tokens_seen": tokens_seen,
@@ -171,9 +195,14 @@ def _begin(plan: TrainingPlan, out: Path) -> None:
     write_json(new_run_folder(out) / PLAN, asdict(plan))
 
 
-def _go_on(plan: TrainingPlan, out: Path) -> Path | None:
-    """The checkpoint to go on from, None for the beginning; the logs are cut back to it."""
+def _finished(plan: TrainingPlan, out: Path) -> dict[str, Any] | None:
+    """The results of a run that has nothing left to do, None of another."""
     _check_same_plan(plan, started_plan(out))
+    return read_json(out / RESULTS) if (out / RESULTS).exists() else None
+
+
+def _go_on(out: Path) -> Path | None:
+    """The checkpoint to go on from, None for the beginning; the logs are cut back to it."""
     checkpoint, complaints = last_whole(out / CHECKPOINTS)
     for complaint in complaints:
         warnings.warn(complaint, stacklevel=3)
@@ -225,6 +254,7 @@ def _trainer(
         logging_steps=plan.log_every,
         save_strategy="no" if plan.save_every is None else "steps",
         save_steps=plan.save_every or plan.steps,
+        include_num_input_tokens_seen="all" if task.collate is None else "non_padding",
         report_to="none",
         fsdp=sharded,  # type: ignore[arg-type]
         disable_tqdm=True,
