@@ -160,6 +160,18 @@ def test_a_step_of_generation_copies_no_context_until_the_room_is_used_up(keys):
     assert len(set(places)) <= 4
 
 
+def test_gradients_pass_through_a_state_whose_keys_have_none():
+    """As with frozen embeddings and adapters on the queries only."""
+    torch.manual_seed(0)
+    mixer, x = AttentionMixer(8, 2), torch.randn(1, 6, 8)
+    mixer.key_value.requires_grad_(False)
+    context = Context(state={})
+    pieces = [mixer(x[:, place], None, context) for place in (slice(0, 4), slice(4, 5), slice(5, 6))]
+    found = torch.autograd.grad(torch.cat(pieces, 1).square().sum(), mixer.query.weight)
+    expected = torch.autograd.grad(mixer(x).square().sum(), mixer.query.weight)
+    torch.testing.assert_close(found, expected)
+
+
 def test_dct_mixing_filters_the_spectrum_and_takes_a_spectrum_that_is_given():
     mixer, x = build("dct"), tokens(2, 5)
     spectrum = dct(x)

@@ -111,7 +111,8 @@ def test_a_recipe_is_more_than_its_name():
         ({"router": "benefit", "collapse_weight": 0.1}, "leave collapse_weight at 0"),
         ({"routed_share": 0.5, "router": "soft"}, "router 'soft' keeps to no share"),
         ({"routed_share": 0.5, "layer_operators": [["dct", "rbf", "attention"]]}, "and a layer has 3"),
-        ({"router": "soft", "dispatch": "sparse"}, "blends all operators"),
+        ({"router": "soft", "dispatch": "sparse"}, "blends all operators, so dispatch must be"),
+        ({"router": "soft", "attention_keys": "routed"}, "blends all operators, so attention_keys must be 'all'"),
         ({"meta_router": "oracle"}, "unknown meta_router 'oracle'; known: none, causal, paper"),
         ({"norm_placement": "sandwich"}, "known: pre, post"),
         ({"attention_keys": "some"}, "known: all, routed"),
@@ -136,6 +137,11 @@ def test_what_does_not_fit_is_refused_with_what_would(fields, complaint):
 def test_a_field_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="unknown field of the configuration: hiden_size, num_layers"):
         ChiarConfig.from_recipe("v2", hiden_size=3, num_layers=2)
+    with pytest.raises(
+        ValueError, match="unknown field 'routed_shar' of the configuration: did you mean 'routed_share'"
+    ):
+        ChiarConfig(routed_shar=0.3)
+    assert ChiarConfig(problem_type="regression", my_note="kept").my_note == "kept"
     assert ChiarConfig.from_recipe("v2", num_labels=3, id2label={0: "a", 1: "b", 2: "c"}).num_labels == 3
 
 

@@ -182,7 +182,7 @@ def test_layers_are_chosen_by_index():
         ("llama", {"light": "rbf"}, "unknown light operator 'rbf'; known: none, dct"),
         ("cohere", {}, "computes its attention in another way"),
         ("olmo2", {}, "computes its attention in another way"),
-        ("gemma2", {}, "attends within a window of 16 tokens"),
+        ("gemma2", {}, "layer 1 caps the scores of its attention"),
         ("mistral", {}, "attends within a window of 16 tokens"),
         ("gpt_neox", {}, "has no attention built as Llama's or GPT-2's"),
     ],
@@ -194,6 +194,15 @@ def test_what_cannot_be_retrofitted_is_refused_and_left_as_it_was(name, argument
         retrofit(model, **arguments)
     assert set(model.state_dict()) == names
     assert not hasattr(model.config, "chiaroscuro")
+    assert torch.equal(model(ids(2, 24)).logits, before)
+
+
+def test_a_share_that_cannot_be_set_leaves_the_model_as_it_was():
+    model = half("llama")
+    before = model(ids(2, 24)).logits
+    with pytest.raises(IndexError):
+        set_share(model, 0.3, torch.full((1, 10), VOCAB))
+    assert model.config.chiaroscuro["share"] == 0.5
     assert torch.equal(model(ids(2, 24)).logits, before)
 
 
@@ -300,7 +309,11 @@ def test_a_replica_computes_with_its_own_weights(name):
     assert torch.equal(replica_of(model)(ids(2, 24)).logits, twice(ids(2, 24)).logits)
 
 
-def test_weights_of_attention_are_refused():
-    model = half(attn_implementation="eager")
-    with pytest.raises(ValueError, match="a retrofitted layer has no weights"):
-        model(ids(1, 9), output_attentions=True)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_weights_of_attention_are_refused(name):
+    model = half(name, attn_implementation="eager")
+    for asked in (model, model.base_model):
+        with pytest.raises(ValueError, match="a retrofitted layer has no weights"):
+            asked(ids(1, 9), output_attentions=True)
+    set_share(model, 1.0, ids(4, 96))
+    assert len(model(ids(1, 9), output_attentions=True).attentions) == 4

@@ -129,6 +129,18 @@ def test_typical_tokens_weigh_each_other_by_one_over_e_under_the_median_heuristi
     assert float(median_bandwidth(torch.ones(5, 8))) == pytest.approx(1 / 16)
 
 
+def test_autocast_leaves_the_features_and_their_sums_alone():
+    torch.manual_seed(0)
+    x, v, frequencies = torch.randn(2, 90, 16), torch.randn(2, 90, 4), random_frequencies(32, 16)
+
+    def mixed():
+        return rbf_feature_mix(rbf_features(x, frequencies, 0.03), v)[0]
+
+    exact = mixed()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mixed(), exact)
+
+
 def test_only_causal_mixing_can_go_on_and_nan_is_refused():
     phi, v = torch.rand(1, 3, 4), torch.rand(1, 3, 2)
     with pytest.raises(ValueError, match="only causal"):

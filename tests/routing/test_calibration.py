@@ -8,7 +8,7 @@ from tests.helpers import VOCAB, ids, tiny_model
 
 from chiaroscuro.mixers import RBFMixer
 from chiaroscuro.ops import NotFinite, spectral_entropy
-from chiaroscuro.routing import ThresholdRouter, calibrate
+from chiaroscuro.routing import ThresholdRouter, at_share, calibrate, forced
 from chiaroscuro.routing.thresholds import between
 
 
@@ -140,6 +140,23 @@ def test_the_learned_router_gets_the_percentiles_of_its_score():
     calibrate(model, text)
     for trace in model(text, output_routing=True).routing:
         assert trace.shares()["attention"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_compiled_model_is_calibrated_and_overruled_like_any_other():
+    model, text = tiny_model(), ids(4, 32)
+    compiled = torch.compile(model, backend="eager")
+    routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
+    with torch.no_grad():
+        compiled(text, output_routing=True)
+        before = [router.thresholds.tolist() for router in routers]
+        assert len(calibrate(compiled, text)) == len(routers)
+        assert [router.thresholds.tolist() for router in routers] != before
+        with at_share(model, 1.0):
+            assert all(trace.shares()["attention"] == 1.0 for trace in compiled(text, output_routing=True).routing)
+        with forced(routers[0], torch.zeros_like(text)):
+            assert compiled(text, output_routing=True).routing[0].shares()["attention"] == 0.0
+        expected = model(text).logits
+        torch.testing.assert_close(compiled(text).logits, expected)
 
 
 def test_fitting_sets_bandwidths_only_when_asked():

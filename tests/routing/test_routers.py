@@ -302,6 +302,18 @@ def test_learned_scores_are_not_rounded_to_half_precision(name):
     assert len(halved.unique()) > 1900
 
 
+@pytest.mark.parametrize("name", ["soft", "hard"])
+def test_the_entropy_that_is_learned_from_is_not_rounded_to_half_precision(name):
+    torch.manual_seed(0)
+    router, x, entropy = router_class(name)(8, 2), torch.zeros(1, 2000, 8), torch.rand(1, 2000)
+    exact = router.probabilities(x, entropy)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(router.probabilities(x, entropy), exact)
+    halved = router.to(torch.bfloat16)
+    assert len(halved.probabilities(x.bfloat16(), entropy)[..., 0].unique()) > 1900
+    assert halved(x.bfloat16(), entropy).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["hard", "learned", "benefit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gate_of_the_chosen_operator_is_exactly_one(name, dtype):

@@ -1,6 +1,7 @@
 """The configuration of a CHIAR-Former."""
 
 import dataclasses
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ _OF_ROUTING = {  # what full attention has no use for
     *("meta_router", "feed_forward", "collapse_weight", "entropy_dc_weight", "dct_filter_start", "rbf_features"),
     "task_labels",
 }
+NEARLY = 0.85  # alike, of one: a name that is taken for a slip of the pen
 LONGEST = 10_000  # of what is listed: layers, labels
 _SIZES = (
     "vocab_size",
@@ -58,8 +60,8 @@ _REMOTE_CLASSES = {
 
 
 class ChiarConfig(PreTrainedConfig):
-    """Sizes, operators per layer, and how tokens are routed. Raises ValueError for anything unknown or that does not
-    fit.
+    """Sizes, operators per layer, and how tokens are routed. Raises ValueError for what does not fit, and for a name
+    that is nearly one of these; other names are kept, as in all configurations of transformers.
 
     The defaults are those of the recipe `chiar`; `ChiarConfig.from_recipe(name, **fields)` starts from another one.
 
@@ -67,8 +69,7 @@ class ChiarConfig(PreTrainedConfig):
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
     router: "threshold", "soft", "hard", "learned", "benefit", or the controls "random", "random_explored" and
         "interleaved" (`chiaroscuro.routing`).
-    routed_share: of the tokens of a layer with two operators, how many go to the dearer one; None: half of them, by the
-        paper's thirds where there are thresholds.
+    routed_share: of the tokens of a layer with two operators, how many go to the dearer one; None: half of them.
     tau_low, tau_high: thresholds before calibration; None: where they would lie for white noise.
     attention_keys: "all": a token sees every earlier token; "routed": those that were routed to attention in the layer.
     dispatch: "sparse": operators run on their tokens only; "dense": on all, and gates blend; "auto": sparse where it
@@ -140,6 +141,11 @@ class ChiarConfig(PreTrainedConfig):
         _check_size("hidden_size", self.hidden_size)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        fields = [field.name for field in dataclasses.fields(ChiarConfig)]
+        for name in kwargs:
+            near = difflib.get_close_matches(name, fields, 1, NEARLY)
+            if near:
+                raise ValueError(f"unknown field {name!r} of the configuration: did you mean {near[0]!r}?")
         if kwargs.get("num_labels") is not None:
             _check_size("num_labels", kwargs["num_labels"], LONGEST)
         try:
@@ -261,6 +267,8 @@ class ChiarConfig(PreTrainedConfig):
         hard = router_class(self.router).hard
         if self.dispatch == "sparse" and not hard:
             raise ValueError(f"router {self.router!r} blends all operators, so dispatch must be 'auto' or 'dense'")
+        if self.attention_keys == "routed" and not hard:
+            raise ValueError(f"router {self.router!r} blends all operators, so attention_keys must be 'all'")
         if self.router == "benefit" and self.collapse_weight > 0.0:
             raise ValueError(
                 "router 'benefit' would take the gradient of the collapse regulariser for a gain: leave "

@@ -22,6 +22,8 @@ from chiaroscuro.routing import RoutedMixer, ThresholdRouter, calibrate, check_s
 
 SETTINGS = "chiaroscuro"  # where the configuration says what was done to the model
 Light = Literal["none", "dct"]
+# Deviations by which logits may differ for rounding, where a family is taken for one that it is not by more than that.
+APART = {torch.float64: 1e-3, torch.float32: 1e-3}
 STYLES: tuple[type[OwnAttention], ...] = (LlamaStyle, GPT2Style)
 
 
@@ -59,8 +61,19 @@ def retrofit(
         for index in chosen:
             _leave(found[index])
         raise
+    for each in {model, model.base_model}:
+        each.register_forward_pre_hook(_refuse_weights, with_kwargs=True)
     setattr(model.config, SETTINGS, {"layers": chosen, "light": light, "share": 1.0})
     return model
+
+
+def _refuse_weights(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A hook of models: raises ValueError where they are asked for weights of attention that there are not."""
+    asked = kwargs.get("output_attentions")
+    if asked or (asked is None and model.config.output_attentions):
+        routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
+        if any(router.share != 1.0 for router in routers):
+            raise ValueError("output_attentions: a retrofitted layer has no weights for the tokens that do not attend")
 
 
 def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> None:
@@ -71,10 +84,17 @@ def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> Non
     routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
     if not routers or not hasattr(model.config, SETTINGS):
         raise ValueError(f"this {type(model).__name__} was not retrofitted")
+    before = [(router, router.share, router.thresholds.tolist()) for router in routers]
     for router in routers:
         router.share = share
+    try:
+        calibrate(model, input_ids_BT)
+    except Exception:
+        for router, old, thresholds in before:
+            router.share = old
+            router.set_thresholds(*thresholds)
+        raise
     setattr(model.config, SETTINGS, getattr(model.config, SETTINGS) | {"share": share})
-    calibrate(model, input_ids_BT)
 
 
 def load_retrofitted(folder: Path | str, **kwargs: Any) -> PreTrainedModel:
@@ -115,8 +135,6 @@ class RoutedAttention(nn.Module):
             return super().forward(hidden_states, *args, **kwargs)
         if args:
             raise TypeError("retrofitted attention takes all but the hidden states by name")
-        if kwargs.get("output_attentions"):
-            raise ValueError("output_attentions: a retrofitted layer has no weights for the tokens that do not attend")
         context = Context(
             rotary=kwargs.get("position_embeddings"),
             attention_mask=kwargs.get("attention_mask"),
@@ -150,6 +168,8 @@ def _route(attention: Any, light: Light) -> None:
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     if window is not None and window < config.max_position_embeddings:
         raise ValueError(f"layer {attention.layer_idx} attends within a window of {window} tokens, which is not routed")
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise ValueError(f"layer {attention.layer_idx} caps the scores of its attention, which is not routed")
     style = _style(attention)
     assert style is not None
     own = style(attention)
@@ -188,7 +208,7 @@ def _check_same(model: PreTrainedModel) -> None:
             router.share = 1.0
             router.set_thresholds(*thresholds)
     apart = float((routed - own).abs().max() / own.std())
-    if not apart < 0.05:
+    if not apart < APART.get(model.dtype, 0.05):
         raise ValueError(
             f"{type(model).__name__} computes its attention in another way than Llama's or GPT-2's: its logits are "
             f"{apart:.1g} deviations from those of routed attention of all tokens"

@@ -1,10 +1,17 @@
-"""A model in evaluation mode for as long as something is measured."""
+"""A model in evaluation mode, or not compiled, for as long as something is measured."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
+
+
+def hooks_heard() -> AbstractContextManager[None]:
+    """While it lasts, compiled models are run as they were written: a hook that comes after compilation is not heard
+    otherwise."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

@@ -14,6 +14,9 @@ A token's weight for itself needs no estimate, k(x, x) = 1, and is added exactly
 """
 
 import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +25,8 @@ from torch.nn.functional import pad
 from chiaroscuro.ops.accelerator import most_precise
 from chiaroscuro.ops.checks import require_finite
 from chiaroscuro.ops.chosen import Chosen
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 LARGEST_CHUNK = 64
 # phi is at most exp(|w|^2 / 4), far beyond float32 in a wide model, but reached only by inputs aligned with w.
@@ -70,6 +75,18 @@ def random_frequencies(F: int, D: int) -> Tensor:
     return torch.cat(groups).float()
 
 
+def _without_autocast(function: Function) -> Function:
+    """Products of features are sums of exponentials, which half precision does not hold."""
+
+    @wraps(function)
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args, **kwargs)
+
+    return cast(Function, run)
+
+
+@_without_autocast
 def rbf_features(x_BTD: Tensor, frequencies_FD: Tensor, gamma: Tensor | float) -> Tensor:
     """Positive random features phi(x), (B, T, F), with E[phi(a) . phi(b)] = exp(-gamma |a - b|^2), in float32 at least:
     they may be larger than float16 knows."""
@@ -80,6 +97,7 @@ def rbf_features(x_BTD: Tensor, frequencies_FD: Tensor, gamma: Tensor | float) -
     return exponent.clamp_max(LARGEST_EXPONENT).exp() / math.sqrt(frequencies_FD.shape[0])
 
 
+@_without_autocast
 def rbf_feature_mix(
     phi_BTF: Tensor,
     v_BTV: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from chiaroscuro.mixers import Mixer
 from chiaroscuro.ops.accelerator import most_precise
-from chiaroscuro.ops.evaluating import evaluating
+from chiaroscuro.ops.evaluating import evaluating, hooks_heard
 from chiaroscuro.routing.router import ThresholdRouter
 from chiaroscuro.routing.thresholds import between
 
@@ -38,7 +38,7 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     One forward pass does all layers: a router's thresholds are set before it decides, so each layer sees the input
         that the calibrated layers below it produce. `input_ids_BT` should be held-out text without padding, at least
         some thousand tokens. With `fit_mixers` the mixers also take what starts from data, such as the bandwidth of
-        the RBF kernel. The model is run in evaluation mode and left in the mode it was in.
+        the RBF kernel. The model is run in evaluation mode, not compiled, and left in the mode it was in.
     """
     found: list[Calibration] = []
 
@@ -56,7 +56,7 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     if fit_mixers:
         hooks += [m.register_forward_pre_hook(fit) for m in model.modules() if isinstance(m, Mixer)]
     try:
-        with evaluating(model):
+        with evaluating(model), hooks_heard():
             model(input_ids_BT)
     finally:
         for hook in hooks:

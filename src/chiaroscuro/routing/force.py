@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from chiaroscuro.ops.evaluating import hooks_heard
 from chiaroscuro.routing.router import Router, ThresholdRouter
 from chiaroscuro.routing.thresholds import between, check_share
 
@@ -27,7 +28,8 @@ def forced(router: Router, choice_BT: Tensor) -> Iterator[None]:
 
     hook = router.register_forward_hook(overrule)
     try:
-        yield
+        with hooks_heard():
+            yield
     finally:
         hook.remove()
 
@@ -48,4 +50,5 @@ def at_share(model: nn.Module, share: float) -> Iterator[None]:
         for router in routers:
             stack.callback(router.set_thresholds, *router.thresholds.tolist())
             stack.callback(router.register_forward_pre_hook(place_thresholds).remove)
+        stack.enter_context(hooks_heard())
         yield

@@ -146,17 +146,15 @@ class ThresholdRouter(BudgetRouter):
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
-class _Score(nn.Linear):
-    """Linear(x), one number a token, without bias, in float32 at least: in half precision scores would fall together.
-    Called as a module, so that its weight is there where weights are kept elsewhere until they are needed."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__(hidden_size, 1, bias=False)
+class _Precise(nn.Linear):
+    """In float32 at least: in half precision scores, and entropies, would fall together. Called as a module, so that
+    its weight is there where weights are kept elsewhere until they are needed."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         precision = torch.promote_types(x_BTD.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(precision)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            return linear(x_BTD.to(precision), self.weight.to(precision)).squeeze(-1)
+            return linear(x_BTD.to(precision), self.weight.to(precision), bias)
 
 
 class LearnedRouter(ThresholdRouter):
@@ -174,13 +172,13 @@ class LearnedRouter(ThresholdRouter):
         if num_operators != 2:
             raise ValueError(f"the learned router chooses between two operators, not {num_operators}")
         super().__init__(hidden_size, num_operators, layer, share, low=0.0, high=0.0)
-        self.linear = _Score(hidden_size)
+        self.linear = _Precise(hidden_size, 1, bias=False)
 
     def flops(self, tokens: float) -> float:
         return 2.0 * tokens * self.hidden_size
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
-        return cast(Tensor, self.linear(x_BTD))
+        return cast(Tensor, self.linear(x_BTD)).squeeze(-1)
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD, entropy_BT)
@@ -250,15 +248,20 @@ class SoftRouter(Router):
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):
         super().__init__(hidden_size, num_operators, layer)
-        self.linear = nn.Linear(hidden_size + 1, num_operators)
+        self.linear = _Precise(hidden_size + 1, num_operators)
 
     def flops(self, tokens: float) -> float:
         return 2.0 * tokens * (self.hidden_size + 1) * self.num_operators
 
-    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
+    def probabilities(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
+        """(B, T, O), in float32 at least."""
         assert entropy_BT is not None
-        features = torch.cat((x_BTD, entropy_BT[..., None].to(x_BTD.dtype)), dim=-1)
-        return self.linear(features).softmax(-1)
+        precision = torch.promote_types(x_BTD.dtype, torch.float32)
+        features = torch.cat((x_BTD.to(precision), entropy_BT[..., None].to(precision)), dim=-1)
+        return cast(Tensor, self.linear(features)).softmax(-1)
+
+    def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
+        return self.probabilities(x_BTD, entropy_BT).to(x_BTD.dtype)
 
 
 class HardRouter(SoftRouter):
@@ -267,8 +270,8 @@ class HardRouter(SoftRouter):
     hard = True
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
-        soft = super().forward(x_BTD, entropy_BT, context)
-        return straight_through(soft, soft.argmax(-1))
+        soft = self.probabilities(x_BTD, entropy_BT)
+        return straight_through(soft, soft.argmax(-1)).to(x_BTD.dtype)
 
 
 def straight_through(probability_BTO: Tensor, choice_BT: Tensor) -> Tensor:
