@@ -284,14 +284,18 @@ def test_a_cache_is_not_cropped_nor_gone_on_with_by_another_batch_or_without_its
         model(ids(2, 1), past_key_values=cache)
 
 
-def test_gradients_flow_through_a_cache_that_others_went_on_with():
+@pytest.mark.parametrize("learning", ["key_value", "query"])
+def test_gradients_flow_through_a_cache_that_others_went_on_with(learning):
     model = tiny_model("full_attention")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learning in name)
     cache = DynamicCache(config=model.config)
     first = model(ids(1, 5), past_key_values=cache, use_cache=True).logits
     with torch.no_grad():
         model(ids(1, 1), past_key_values=cache)
     first.sum().backward()
-    assert model.model.layers[0].mixer.mixers["attention"].key_value.weight.grad.abs().sum() > 0
+    attention = model.model.layers[0].mixer.mixers["attention"]
+    assert getattr(attention, learning).weight.grad.abs().sum() > 0
 
 
 def test_the_cache_is_taken_by_both_of_its_names():

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import (
+    HARD_ROUTERS,
     ROUTERS,
     SMALL_RECIPES,
     VOCAB,
@@ -34,11 +35,18 @@ every_recipe = pytest.mark.parametrize("recipe", SMALL_RECIPES)
 routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator", "v1_dct_attention", "v2"])
 every_router = pytest.mark.parametrize("router", ROUTERS)
 # What routes nothing is the same under every router, as the test below says.
-every_recipe_and_router = pytest.mark.parametrize(
-    ("recipe", "router"),
-    [(recipe, router) for recipe in SMALL_RECIPES for router in (ROUTERS if routes(recipe) else ROUTERS[:1])],
-)
+RECIPES_AND_ROUTERS = [
+    (recipe, router) for recipe in SMALL_RECIPES for router in (ROUTERS if routes(recipe) else ROUTERS[:1])
+]
+every_recipe_and_router = pytest.mark.parametrize(("recipe", "router"), RECIPES_AND_ROUTERS)
 every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
+# A router that blends has every token among the keys.
+ROUTERS_AND_KEYS = [(router, "all") for router in ROUTERS] + [(router, "routed") for router in HARD_ROUTERS]
+every_router_and_keys = pytest.mark.parametrize(("router", "keys"), ROUTERS_AND_KEYS)
+every_recipe_router_and_keys = pytest.mark.parametrize(
+    ("recipe", "router", "keys"),
+    [(recipe, *way) for recipe in SMALL_RECIPES for way in ROUTERS_AND_KEYS if routes(recipe) or way[0] == ROUTERS[0]],
+)
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in SMALL_RECIPES if not routes(recipe)])
@@ -57,13 +65,12 @@ def test_a_recipe_that_routes_nothing_is_the_same_under_every_router(recipe, rou
     seed=st.integers(0, 9),
 )
 def test_no_logit_depends_on_later_tokens_or_other_rows(recipe, router, B, T, keys, seed):
-    model = tiny_model(recipe, router=router, attention_keys=keys)
+    model = tiny_model(recipe, router=router, attention_keys=keys if router in HARD_ROUTERS else "all")
     x = torch.randn(B, T, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     assert_causal_and_apart(lambda x: model(inputs_embeds=x).logits, x)
 
 
-@every_recipe_and_router
-@every_keys
+@every_recipe_router_and_keys
 def test_changing_later_tokens_changes_no_earlier_logit(recipe, router, keys):
     """Beyond the gradient: the choices themselves, which have none, stay the same."""
     model = tiny_model(recipe, router=router, attention_keys=keys)
@@ -81,8 +88,7 @@ def left_padded(B, T):
     return input_ids * mask, mask
 
 
-@every_recipe_and_router
-@every_keys
+@every_recipe_router_and_keys
 def test_greedy_generation_through_the_cache_is_that_of_the_full_pass(recipe, router, keys):
     model = tiny_model(recipe, router=router, attention_keys=keys)
     input_ids, mask = left_padded(3, 7)
@@ -121,8 +127,7 @@ def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(recipe, keys, cuts, pa
 
 
 @pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator", "v2"])
-@every_router
-@every_keys
+@every_router_and_keys
 def test_a_text_of_several_chunks_in_pieces_gives_the_logits_of_the_whole(recipe, router, keys):
     """Longer than a chunk of the RBF's running sum and than a block of chosen queries; the second row padded."""
     model, input_ids = tiny_model(recipe, router=router, attention_keys=keys), ids(2, 150)

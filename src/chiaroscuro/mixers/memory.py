@@ -83,11 +83,13 @@ def _behind(buffer: Tensor | None, past: int, new_BNTC: Tensor) -> Tensor:
     there is room, so that a step of generation copies one token and not the whole context."""
     end = past + new_BNTC.shape[2]
     frozen = buffer is not None and buffer.is_inference() and not torch.is_inference_mode_enabled()
-    # With gradients, earlier calls may have kept what it holds for their backward pass.
     if buffer is None or buffer.shape[2] < end or torch.is_grad_enabled() or frozen:
-        room = new_BNTC.new_empty(*new_BNTC.shape[:2], end + max(ROOM, end // 4), new_BNTC.shape[3])
+        # With gradients there is no room, so that nobody writes into what a backward pass has yet to read.
+        spare = 0 if torch.is_grad_enabled() else max(ROOM, end // 4)
+        room = new_BNTC.new_empty(*new_BNTC.shape[:2], end + spare, new_BNTC.shape[3])
         if buffer is not None:
             room[:, :, :past] = buffer[:, :, :past]
         buffer = room
-    buffer[:, :, past:end] = new_BNTC
+    if past < end:
+        buffer[:, :, past:end] = new_BNTC
     return buffer
