@@ -10,11 +10,13 @@ import time
 import urllib.request
 from contextlib import suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from chiaroscuro import ChiarConfig, cli
+from chiaroscuro import ChiarConfig, cli, tables
 from chiaroscuro.modeling import ChiarForCausalLM
 from chiaroscuro.training import TrainingPlan
 
@@ -184,6 +186,17 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["tokens", "RUN", "--out", "EMPTY"], "EMPTY"),
         (["bench", "op", "--length", "8", "--hidden-size", "30"], "does not divide into 8 heads"),
         (["bench", "op", "--plot", "plot.png"], "--plot needs --length"),
+        (["bench", "op", "--length", "8", "--plot", "plot.png"], "--plot needs --length, more than once"),
+        (
+            ["bench", "op", "--length", "8", "--length", "16", "--plot", "plot.foo"],
+            "--plot writes a .png, not plot.foo",
+        ),
+        (["bench", "op", "--length", "8", "--out", "absent/op.json"], "no folder absent to write op.json into"),
+        (["bench", "op", "--length", "1"], "a length of 1 has no half"),
+        (["generate", "RUN", "not \udcff text"], "surrogates not allowed"),
+        (["route", "RUN", "not \udcff text"], "surrogates not allowed"),
+        (["route", "RUN", "text", "--by", "loss"], "--by is for the page that --html writes"),
+        (["study", "recall", "--data", "ENGLISH"], "task 'recall' is generated and takes no data"),
         (["convert", "TAKEN", "out"], "not a readable checkpoint (Is a directory)"),
         (["convert", "EMPTY", "out"], "not a readable checkpoint"),
         (["convert", "absent.pt", "out"], "absent.pt"),
@@ -207,6 +220,14 @@ def test_bad_input_is_told_in_one_line(call, run, english, tmp_path, monkeypatch
     assert err.count("\n") == 1
     assert not out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_with_brackets_are_shown_as_they_are():
+    console = Console(file=StringIO(), width=80)
+    for table in (tables.findings([], "run[old]"), tables.runs({"q[/x]": {"loss": 1.0}}, "data[/b].txt")):
+        console.print(table)
+    shown = console.file.getvalue()
+    assert all(name in shown for name in ("run[old]", "q[/x]", "data[/b].txt"))
 
 
 def test_a_recipe_with_sizes_of_its_own_keeps_them_unless_told(call, english, tmp_path):

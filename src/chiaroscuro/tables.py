@@ -38,7 +38,7 @@ OF_A_WORD_CLASS = {
 
 def runs(reports: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
     """Reports side by side, with the rows that any of them has, and the shares per layer."""
-    table = Table("", *reports, title=title)
+    table = Table("", *map(escape, reports), title=None if title is None else escape(title))
     flat = [dict(report) | report.get("flops", {}) for report in reports.values()]
     for task in sorted({task for report in flat for task in report.get("tasks") or ()}):
         table.add_row(f"accuracy, {task}", *(f"{report['tasks'][task]:.2%}" for report in flat))
@@ -90,7 +90,7 @@ def times(measured: "Measured") -> Table:
 
 def findings(found: "Sequence[Finding]", title: str) -> Table:
     """What each check of an audit found."""
-    table = Table("", "", "", title=title, show_header=False)
+    table = Table("", "", "", title=escape(title), show_header=False)
     words = {True: "holds", False: "[bold]FAILS[/bold]", None: "does not apply"}
     for finding in found:
         table.add_row(finding.check, words[finding.holds], escape(finding.detail))

@@ -192,6 +192,13 @@ def test_too_little_text_is_refused():
         audit(gpt2(), ids(1, 64))
 
 
+def test_a_folder_goes_before_the_recipe_that_it_is_named_after(tmp_path, monkeypatch):
+    tiny_model("full_attention").save_pretrained(tmp_path / "chiar")
+    monkeypatch.chdir(tmp_path)
+    assert subject("chiar")[0].config.recipe == "full_attention"
+    assert subject("v2")[0].config.recipe == "v2"
+
+
 def test_what_is_neither_a_folder_nor_a_recipe_is_answered_with_the_recipes(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere is neither a folder .* recipes: chiar, full_attention"):
         subject("nowhere")

@@ -1,5 +1,7 @@
 """Which tokens get attention: word classes, and figures against their definitions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -155,3 +157,10 @@ def test_a_model_without_a_choice_is_refused():
     net = model(0, layer_operators=[["attention"]] * 4)
     with pytest.raises(ValueError, match="nothing to study"):
         study_tokens(net, net, text(), text().ids_BT)
+
+
+def test_one_window_is_no_sample():
+    sample = text()
+    one = replace(sample, ids_BT=sample.ids_BT[:1], classes=sample.classes[:1], counts=sample.counts[:1])
+    with pytest.raises(ValueError, match="one window of text is no sample"):
+        study_tokens(model(0), model(0), one, one.ids_BT)

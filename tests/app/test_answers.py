@@ -39,6 +39,8 @@ def test_a_change_tells_what_it_changed(shelf, runs):
     for change, wrong in (
         (Change(layer=1, operator="attention"), "layer 1 sends tokens to dct"),
         (Change(layer=2, token=999, operator="dct"), "there is no token 999"),
+        (Change(share=50.0, token=999), "there is no token 999"),
+        (Change(layer=None, operator="attention"), "which layer?"),
     ):
         assert wrong in answers.read(shelf, str(runs[0]), TEXT, "operator", change)
     assert Change(operator=AS_ROUTED).nothing

@@ -4,6 +4,8 @@ Shapes: B batch, T tokens, K keys, N heads.
 """
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import warnings
@@ -296,6 +298,18 @@ def test_gradients_flow_through_a_cache_that_others_went_on_with(learning):
     first.sum().backward()
     attention = model.model.layers[0].mixer.mixers["attention"]
     assert getattr(attention, learning).weight.grad.abs().sum() > 0
+
+
+def test_weights_that_a_full_disk_does_not_take_are_an_error_of_the_system(tmp_path):
+    model, before = tiny_model(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write the weights to"):
+            model.save_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_the_cache_is_taken_by_both_of_its_names():

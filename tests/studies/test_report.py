@@ -336,6 +336,18 @@ def test_an_unfinished_study_is_named_and_one_of_another_plan_refused(write, tmp
     assert "| not finished: study `controls` |" in report([study], tmp_path / "results", tmp_path / "results.md")
 
 
+def test_a_study_of_which_an_arm_diverged_at_every_rate_leaves_the_others_their_page(write, tmp_path):
+    rates, small = STUDIES["rates"], STUDIES["small_text"]
+    write(rates)
+    write(small)
+    for path in (tmp_path / "results" / "rates" / "runs").glob("full-attention-v1_*_seed1.json"):
+        plan = json.loads(path.read_text())["plan"]
+        path.write_text(json.dumps({"diverged": "at step 3", "plan": plan}))
+    with pytest.raises(Unfinished, match="full attention, v1 diverged at every learning rate"):
+        finished(rates, tmp_path / "results" / "rates")
+    assert "### small_text" in report([rates, small], tmp_path / "results", tmp_path / "results.md")
+
+
 def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path):
     def run(number: int, ratio: float, milliseconds: float) -> None:
         case = {

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
+from chiaroscuro.data import encode_text
 from chiaroscuro.flops import executed_flops
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification, RoutingTrace
 from chiaroscuro.routing import ThresholdRouter, at_share, forced
@@ -98,7 +99,7 @@ def route_text(
     share: send that part of these tokens, those of the highest score, to the last operator of each layer that decides
     by thresholds, instead of what it was calibrated to. force: overrule single choices, in this order.
     """
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    encoded = encode_text(tokenizer, text, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
     if not ids:
         raise ValueError("the text is empty: give at least one character")
@@ -130,7 +131,7 @@ def next_tokens(
     force: Sequence[Force] = (),
 ) -> Tensor:
     """Log-probabilities (V,) of what comes after the token at an index, under the interventions of `route_text`."""
-    ids_BT = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
+    ids_BT = torch.tensor([encode_text(tokenizer, text)["input_ids"]], device=model.device)
     with _overruled(model, ids_BT.shape[1], share, force):
         return model(ids_BT, use_cache=False).logits[0, token].log_softmax(-1)
 

@@ -30,15 +30,15 @@ SMALL = {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 4}
 def subject(name: str, data: str | None = None) -> tuple[PreTrainedModel, Tensor]:
     """A model and what to look at it with, (B, T): held-out text of a run or of `data`, else random tokens.
 
-    name: a recipe, which is built small; a run folder; or a folder with `config.json`, and weights as safetensors or
-        none. Of a classifier its body is taken. Raises ValueError for anything else.
+    name: a run folder; a folder with `config.json`, and weights as safetensors or none; or, where there is no such
+        folder, a recipe, which is built small. Of a classifier its body is taken. Raises ValueError for anything else.
     """
-    if name in RECIPES and data is None:
-        return _untrained(name)
     folder = Path(name)
-    if name in RECIPES and not folder.exists():
-        raise ValueError(f"--data is encoded with the tokenizer of a run, and {name} is a recipe")
     if not (folder / "config.json").is_file():
+        if name in RECIPES and data is None:
+            return _untrained(name)
+        if name in RECIPES:
+            raise ValueError(f"--data is encoded with the tokenizer of a run, and {name} is a recipe")
         raise ValueError(f"{name} is neither a folder with a config.json nor a recipe; recipes: {', '.join(RECIPES)}")
     config = load_config(folder)
     if isinstance(config, ChiarConfig) and (data is not None or (folder / RESULTS).exists()):

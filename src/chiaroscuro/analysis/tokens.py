@@ -68,6 +68,8 @@ def study_tokens(
     layers = [layer for layer in trained.model.layers if _has_choice(layer)]
     if not layers:
         raise ValueError("no layer of this model chooses between an operator and attention: nothing to study")
+    if len(text.ids_BT) < 2:
+        raise ValueError("one window of text is no sample: give two at least")
     calibrate(untrained, calibration_BT, fit_mixers=True)
     before, after = _entropies(untrained, text.ids_BT), _entropies(trained, text.ids_BT)
     loss = _losses(trained, text.ids_BT)

@@ -12,6 +12,7 @@ from transformers import MaxTimeCriteria, PreTrainedTokenizerFast, StoppingCrite
 from transformers.generation.streamers import BaseStreamer
 
 from chiaroscuro.analysis.routing import LayerRoute, TextRoute, layer_routes
+from chiaroscuro.data import encode_text
 from chiaroscuro.modeling import ChiarForCausalLM
 
 
@@ -59,7 +60,7 @@ def write_text(
 
     Raises ValueError for an empty prompt and for one that leaves no room.
     """
-    ids_BT = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
+    ids_BT = torch.tensor([encode_text(tokenizer, prompt)["input_ids"]], device=model.device)
     room = model.config.max_position_embeddings - ids_BT.shape[1]
     if not ids_BT.numel():
         raise ValueError("the prompt is empty: give at least one character")

@@ -23,6 +23,7 @@ from chiaroscuro.analysis import (
     write_text,
 )
 from chiaroscuro.app.shelf import Shelf
+from chiaroscuro.data import encode_text
 from chiaroscuro.modeling import ChiarForCausalLM
 from chiaroscuro.training import Run
 
@@ -38,8 +39,8 @@ class Change:
     from 1, a token of 0 for all; operator: its name, or AS_ROUTED."""
 
     share: float | None = None
-    layer: int = 1
-    token: int = 0
+    layer: int | None = 1
+    token: int | None = 0
     operator: str = AS_ROUTED
 
     @property
@@ -50,6 +51,8 @@ class Change:
     def force(self) -> list[Force]:
         if self.operator == AS_ROUTED:
             return []
+        if self.layer is None:
+            raise ValueError("which layer? give its number")
         return [Force(int(self.layer) - 1, int(self.token) - 1 if self.token else None, self.operator)]
 
     @property
@@ -149,7 +152,7 @@ def _cut(run: Run, text: str) -> tuple[str, str]:
     """What is read of a text, and a notice where that is not all."""
     limit = min(MOST_TOKENS, run.model.config.max_position_embeddings)
     shown = text[:MOST_CHARACTERS]
-    spans = run.tokenizer(shown, return_offsets_mapping=True)["offset_mapping"]
+    spans = encode_text(run.tokenizer, shown, return_offsets_mapping=True)["offset_mapping"]
     if len(spans) > limit:
         shown = shown[: spans[limit - 1][1]]
         # A token that ends within a character makes one more of what is left of it.
@@ -183,6 +186,8 @@ def _next(run: Run, text: str, change: Change, count: int) -> str:
     if not isinstance(run.model, ChiarForCausalLM):
         return ""
     place = int(change.token) - 1 if change.token else count - 1
+    if not 0 <= place < count:
+        raise ValueError(f"there is no token {place + 1}: the text has {count}")
     before = next_tokens(run.model, run.tokenizer, text, place)
     after = next_tokens(run.model, run.tokenizer, text, place, change.fraction, change.force)
     divergence = max(0.0, float((before.exp() * (before - after)).sum()))  # rounding may take it below

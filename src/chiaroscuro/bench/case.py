@@ -38,6 +38,8 @@ class Sizes:
         for name in ("batch", "length", "width", "heads", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.length < 2:
+            raise ValueError("a length of 1 has no half that could be routed")
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads of an even size")
 

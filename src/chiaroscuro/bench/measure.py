@@ -63,9 +63,12 @@ class Measured:
 
 def measure(case: Case, rounds: int, enough: float = 0.0) -> Measured:
     """Time so many `rounds` at the least, and more until `enough` seconds have been measured: what is over in
-    milliseconds is not told from noise by a few rounds. Raises AssertionError when the sides do not agree on what they
+    milliseconds is not told from noise by a few rounds. Raises ValueError when the sides do not agree on what they
     compute: times of wrong results say nothing."""
-    case.check()
+    try:
+        case.check()
+    except AssertionError as error:
+        raise ValueError(f"not timed, as its sides do not agree: {case.name}: {error}") from error
     sides = case.sides
     ours, *others = sides
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -55,11 +55,13 @@ def generate(
     """Continue a text."""
     from transformers import TextStreamer, set_seed
 
+    from chiaroscuro.data import encode_text
+
     loaded = load(run)
     model: Any = loaded.model  # transformers types generate for models of its own
     if not hasattr(model, "generate"):
         raise ValueError(f"{run} holds a classifier; generate needs a language model")
-    inputs = loaded.tokenizer(prompt, return_tensors="pt")
+    inputs = encode_text(loaded.tokenizer, prompt, return_tensors="pt")
     given, limit = inputs["input_ids"].numel(), model.config.max_position_embeddings
     if not given:
         raise ValueError("the prompt is empty: give at least one character")

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from chiaroscuro import tables
-from chiaroscuro.cli.root import AsJson, RunFolder, app, console, free_folder, load
+from chiaroscuro.cli.root import AsJson, RunFolder, app, console, free_folder, given, load
 
 
 @app.command(epilog='Example: chiaroscuro route runs/mine "To be, or not to be" --png routing.png')
 def route(
+    context: typer.Context,
     run: RunFolder,
     text: Annotated[str, typer.Argument(help="the text to route")],
     png: Annotated[Path | None, typer.Option(help="write a picture to this file as well")] = None,
@@ -24,6 +25,8 @@ def route(
     loaded = load(run)
     if by not in analysis.COLOURINGS:
         raise ValueError(f"unknown colouring {by!r}; known: {', '.join(analysis.COLOURINGS)}")
+    if "by" in given(context) and html is None:
+        raise ValueError("--by is for the page that --html writes")
     routed = analysis.route_text(loaded.model, loaded.tokenizer, text)
     if png is not None:
         analysis.png(routed, png)

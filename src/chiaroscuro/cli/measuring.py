@@ -79,8 +79,13 @@ def bench(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    if plot is not None and not lengths:
+    if plot is not None and len(lengths or ()) < 2:
         raise ValueError("--plot needs --length, more than once")
+    for path in (plot, out):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"no folder {path.parent} to write {path.name} into")
+    if plot is not None and plot.suffix != ".png":
+        raise ValueError(f"--plot writes a .png, not {plot.name}")
     if not lengths and given(context) & {"batch_size", "hidden_size", "layers", "heads"}:
         raise ValueError("sizes go with --length; without it the sizes that have bounds are timed")
     wanted: dict[int, bench.Sizes | None] = {
@@ -97,10 +102,10 @@ def bench(
         "versions": versions(),
         "cases": [each.as_dict() for group in measured.values() for each in group],
     }
-    if plot is not None:
-        bench.plot(measured, plot)
     if out is not None:
         write_json(out, report)
+    if plot is not None:
+        bench.plot(measured, plot)
     if as_json:
         console.print_json(data=report)
         return

@@ -13,7 +13,7 @@ from chiaroscuro.data.labelled import (
     pad_batch,
 )
 from chiaroscuro.data.recall import RecallExamples, generate_recall
-from chiaroscuro.data.tokenizer import load_tokenizer, token_bytes, train_tokenizer
+from chiaroscuro.data.tokenizer import encode_text, load_tokenizer, token_bytes, train_tokenizer
 from chiaroscuro.data.tokens import TokenWindows, cache_folder, encode
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "TokenWindows",
     "cache_folder",
     "encode",
+    "encode_text",
     "check_length",
     "check_source",
     "generate_listops",

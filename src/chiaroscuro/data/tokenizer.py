@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1_000_000  # characters
@@ -66,6 +67,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if sorted(tokenizer.get_vocab().values()) != list(range(tokenizer.get_vocab_size())):
         raise ValueError(f"the tokenizer in {folder} cannot be used: its ids are not those from 0 to its size")
     return wrap(tokenizer)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerFast, text: str, **kwargs: Any) -> BatchEncoding:
+    """What `tokenizer` makes of `text`. Raises ValueError for text that is none: a character that stands for a byte
+    which is not UTF-8."""
+    text.encode()
+    return tokenizer(text, **kwargs)
 
 
 def symbol_tokenizer(symbols: Sequence[str]) -> PreTrainedTokenizerFast:

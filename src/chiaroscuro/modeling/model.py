@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers import initialization as init
@@ -65,7 +66,10 @@ class ChiarPreTrainedModel(PreTrainedModel):
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         """With a model card, where there is none yet."""
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        try:
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        except SafetensorError as error:  # as which a full disk comes
+            raise OSError(f"cannot write the weights to {save_directory}: {error}") from error
         card = Path(save_directory) / CARD
         if is_main_process and card.parent.is_dir() and not card.exists():
             model_card(self).save(card)

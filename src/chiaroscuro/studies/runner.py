@@ -31,7 +31,7 @@ OF_EVERY_RUN = (
 
 
 class Unfinished(ValueError):
-    """Runs of a study are missing."""
+    """Runs of a study are missing, or an arm has none to show."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,27 @@ def run_study(study: Study, places: Places, processes: int) -> dict[str, dict[st
     results = _run_all(study.search(), places, processes, origin.code)
     best = study.best_rates(results)
     results |= _run_all(study.repetitions(best), places, processes, origin.code)
+    _check_none_lost(study, best)
+    return results
+
+
+def _check_none_lost(study: Study, best: dict[str, float]) -> None:
     lost = [arm.name for arm in study.arms if arm.name not in best]
     if lost:
-        raise ValueError(f"study {study.name!r}: {', '.join(lost)} diverged at every learning rate")
-    return results
+        raise Unfinished(f"study {study.name!r}: {', '.join(lost)} diverged at every learning rate: give it lower ones")
 
 
 def read_results(study: Study, places: Places) -> dict[str, dict[str, Any]]:
     """The results by name of all runs of a finished study, whatever code made them.
 
-    Raises Unfinished, a ValueError, when runs are missing, and ValueError as `run_study` does for damaged results and
-    other plans.
+    Raises Unfinished, a ValueError, when runs are missing and when an arm diverged at every learning rate, and
+    ValueError as `run_study` does for damaged results and other plans.
     """
     results = {run.name: read_result(run, places) for run in study.search() if places.result(run).exists()}
     if len(results) == len(study.search()):
-        runs = study.repetitions(study.best_rates(results))
+        best = study.best_rates(results)
+        _check_none_lost(study, best)
+        runs = study.repetitions(best)
         results |= {run.name: read_result(run, places) for run in runs if places.result(run).exists()}
     count = len(study.search()) + len(study.arms) * (len(study.seeds) - study.tuning_seeds)
     if len(results) < count:

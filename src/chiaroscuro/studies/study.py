@@ -5,6 +5,7 @@ import statistics
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from chiaroscuro.data import check_source
 from chiaroscuro.training import TrainingPlan
 
 
@@ -56,10 +57,12 @@ class Study:
 
     def on(self, data: str | None = None, texts: dict[str, str] | None = None) -> "Study":
         """The same study with its data taken from `data`, also where an arm takes it for a further task, and those of
-        the texts that it tests on from `texts`. Raises ValueError for a text that it does not test on."""
+        the texts that it tests on from `texts`. Raises ValueError for a text that it does not test on, and for
+        data where its task is generated."""
         unknown = sorted(set(texts or {}) - set(self.plan.test_on))
         if unknown:
             raise ValueError(f"study {self.name!r} does not test on {unknown[0]!r}")
+        check_source(self.plan.task, data)
         data = data or self.plan.data
 
         def moved(plan: dict[str, Any]) -> dict[str, Any]:
