@@ -91,7 +91,7 @@ def _named(studies: Sequence[str]) -> str:
 def _command(study: Study, results: Path) -> str:
     """What makes the runs of a study that are still to be made."""
     begun = results / study.name / "study.json"
-    told = f" at commit {read_json(begun)['commit']}, which made those that are there" if begun.exists() else ""
+    told = f" at commit {read_json(begun)['commit']}, which made the runs that are there" if begun.exists() else ""
     return f"`chiaroscuro study {study.name}`{told}"
 
 
