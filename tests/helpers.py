@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D model channels.
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,6 +26,16 @@ def tiny_config(recipe: str = "chiar", **fields: Any) -> ChiarConfig:
 def routes(recipe: str) -> bool:
     """Whether any layer has a choice."""
     return any(len(operators) > 1 for operators in tiny_config(recipe).layer_operators)
+
+
+every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
+# A router that blends has every token among the keys.
+ROUTERS_AND_KEYS = [(router, "all") for router in ROUTERS] + [(router, "routed") for router in HARD_ROUTERS]
+every_router_and_keys = pytest.mark.parametrize(("router", "keys"), ROUTERS_AND_KEYS)
+every_recipe_router_and_keys = pytest.mark.parametrize(
+    ("recipe", "router", "keys"),
+    [(recipe, *way) for recipe in SMALL_RECIPES for way in ROUTERS_AND_KEYS if routes(recipe) or way[0] == ROUTERS[0]],
+)
 
 
 def tiny_model(recipe: str = "chiar", **fields: Any) -> ChiarForCausalLM:

