@@ -93,7 +93,7 @@ def test_a_recipe_is_more_than_its_name():
         ({"recipe": "chair"}, "unknown recipe 'chair'; known recipes: chiar, full_attention, v1_full_attention"),
         (
             {"router": "oracle"},
-            "unknown router 'oracle'; known routers: benefit, hard, interleaved, learned, random, random_exp",
+            "unknown router 'oracle'; known routers: benefit, hard, hash, interleaved, learned, random, ran",
         ),
         (
             {"layer_operators": [["fourier"]]},

@@ -135,6 +135,14 @@ def test_other_routers_have_nothing_to_calibrate():
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_hashes_leave_the_share_above_their_thresholds_that_they_are_to_leave():
+    model, text = tiny_model(router="hash", routed_share=0.25), ids(8, 64)
+    calibrate(model, text)
+    for trace in model(text, output_routing=True).routing:
+        assert trace.shares()["attention"] == pytest.approx(0.25, abs=1 / VOCAB)
+        assert all(len(set(trace.choice[text == token].tolist())) == 1 for token in text.unique())
+
+
 def test_the_learned_router_gets_the_percentiles_of_its_score():
     model, text = tiny_model(router="learned", hidden_size=64), ids(8, 128)
     calibrate(model, text)

@@ -119,6 +119,21 @@ def test_random_choices_are_even_repeatable_and_differ_by_token_position_and_lay
     assert torch.equal(again, first[:, 50:60])
 
 
+def test_the_hash_sends_a_token_the_same_way_wherever_it_stands_and_another_way_in_another_layer():
+    tokens = torch.arange(5000).repeat(2, 2)
+    x = torch.zeros(2, 10_000, 8)
+    for share in (0.0, 0.125, 0.5, 1.0):
+        first, second = (router_class("hash")(8, 2, layer, share)(x, None, Context(ids_BT=tokens)) for layer in (0, 1))
+        choice, other = first[..., 1].view(2, 2, 5000), second[..., 1].view(2, 2, 5000)
+        assert torch.equal(choice, choice[:1, :1].expand_as(choice))
+        assert float(choice.mean()) == pytest.approx(share, abs=0.02)
+        assert float((choice * other).mean()) == pytest.approx(share**2, abs=0.02)
+    three = router_class("hash")(8, 3)(x, None, Context(ids_BT=tokens.int())).argmax(-1)
+    assert torch.bincount(three.flatten()).tolist() == pytest.approx([20_000 / 3] * 3, rel=0.05)
+    with pytest.raises(ValueError, match="router 'hash' goes by the ids of tokens: give input_ids"):
+        router_class("hash")(8, 2)(x, None)
+
+
 @pytest.mark.parametrize("name", ["random", "interleaved"])
 @pytest.mark.parametrize("share", [None, 0.3])
 def test_controls_choose_the_same_for_smaller_integers(name, share):
@@ -268,8 +283,8 @@ def test_the_benefit_router_finds_the_tokens_for_which_the_second_operator_is_ri
 def test_an_unknown_router_is_answered_with_the_known_ones():
     with pytest.raises(
         ValueError,
-        match="unknown router 'oracle'; known routers: benefit, hard, interleaved, learned, random, random_explored, "
-        "soft, threshold",
+        match="unknown router 'oracle'; known routers: benefit, hard, hash, interleaved, learned, random, "
+        "random_explored, soft, threshold",
     ):
         router_class("oracle")
 

@@ -98,7 +98,7 @@ def test_verdicts_follow_the_numbers(write, tmp_path):
 
     write(STUDIES["rates"], {routed: 3.2})
     assert verdict(report(*quality), "A 45 % better perplexity").startswith(
-        f"{HOLDS} against the published baseline; not settled against a well-trained one"
+        f"{HOLDS} against the published baseline; not settled against the pre-norm one"
     )
     write(STUDIES["controls"], {"entropy": 3.2})
     assert verdict(report(*quality), "A 45 % better perplexity") == HOLDS
@@ -113,12 +113,18 @@ def test_verdicts_follow_the_numbers(write, tmp_path):
         write(STUDIES["controls"], {"random": loss}, noise=noise)
         assert verdict(report(*quality), title) == f"{FAILS} with pre-norm; {OPEN} with post-norm"
 
+    write(STUDIES["controls"], {"entropy": 3.2})
+    for loss, expected in ((4.0, HOLDS), (3.2, OPEN), (3.1, FAILS)):
+        write(STUDIES["vocabulary"], {"entropy": 3.2, "hash of the token": loss})
+        found = verdict(report(*place("ablation", "controls", "vocabulary")), title)
+        assert found == f"{HOLDS} with pre-norm; {OPEN} with post-norm; {expected} against a hash of the token"
+
     regime = place("ablation", "controls", "rates", "small_text", "listops_flat", "imdb")
     write(STUDIES["rates"], {routed: 3.2})
     write(STUDIES["small_text"], {routed: 4.5})
     write(STUDIES["listops_flat"], accuracy={routed: 0.4})
     write(STUDIES["imdb"], noise=0.001)
-    places = "{} on large text; {} on small text; {} on ListOps; {} on sentiment"
+    places = "large text: {}; small text: {}; ListOps: {}; sentiment: {}"
     assert verdict(report(*regime), "An operating regime") == places.format(HOLDS, HOLDS, HOLDS, HOLDS)
     write(STUDIES["rates"], {routed: 3.8})
     write(STUDIES["small_text"], {routed: 3.5})
@@ -172,7 +178,7 @@ def test_a_router_is_held_against_random_tokens_over_three_budgets(write, tmp_pa
 
 
 def test_the_dct_is_held_against_nothing_in_its_place(write, tmp_path):
-    title, study = "Ours: the DCT where nothing could stand", STUDIES["budgets"]
+    title, study = "Ours: the DCT against no operator", STUDIES["budgets"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
     for loss, noise, expected in (
         (4.0, 0.02, OPEN),
@@ -182,6 +188,14 @@ def test_the_dct_is_held_against_nothing_in_its_place(write, tmp_path):
         (4.1, 0.02, FAILS),
     ):
         write(study, {"with the DCT, benefit, 25 %": loss}, noise=noise)
+        assert verdict(report(*place), title) == expected
+
+
+def test_routed_keys_are_held_against_all_keys_at_the_same_tokens_on_both_texts(write, tmp_path):
+    title, study = "Ours: only routed tokens as keys", STUDIES["budgets"]
+    place = ([study], tmp_path / "results", tmp_path / "results.md")
+    for loss, noise, expected in ((4.0, 0.005, HOLDS), (3.9, 0.02, HOLDS), (4.0, 0.05, OPEN), (4.05, 0.005, FAILS)):
+        write(study, {"routed keys, benefit, 12.5 %": loss}, noise=noise)
         assert verdict(report(*place), title) == expected
 
 
@@ -320,7 +334,7 @@ def test_of_an_arm_that_diverged_with_one_seed_the_table_says_so_and_nothing_is_
     assert not found.better
     assert not found.worse
     page = report([study], tmp_path / "results", tmp_path / "results.md")
-    assert verdict(page, "Complementarity") == f"{OPEN} under the entropy router; {FAILS} under the learned one"
+    assert verdict(page, "Complementarity") == OPEN
 
 
 def test_an_unfinished_study_is_named_and_one_of_another_plan_refused(write, tmp_path):
@@ -375,7 +389,7 @@ def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path)
     cells = "125.0 | full attention | 200.0 | 0.640, 0.660, 0.630 (0.620 to 0.670) | 0.500 | 0.65, missed in 1 of 3 |"
     assert cells in written
     assert "run-2: [layer](../results/bench/run-2/layer.json); run-3: [layer]" in written
-    assert "The sides execute 1.001 to 1.003 of the FLOPs that they plan." in written
+    assert "Executed FLOPs are 1.001 to 1.003 of those planned." in written
     lengths = tmp_path / "results" / "bench" / "lengths"
     lengths.mkdir()
     made = {"commit": "def", "machine": "a machine", "torch": "2"}

@@ -200,8 +200,8 @@ def _plan_is_executed(model: Any, ids_BT: Tensor) -> Verdict:
 def _thresholds_fit(model: nn.Module, ids_BT: Tensor) -> Verdict:
     apart: dict[str, float] = {}
 
-    def look(router: Any, args: tuple[Tensor, ...]) -> None:
-        score = router.score(*args[:2]).flatten()
+    def look(router: Any, args: tuple[Any, ...]) -> None:
+        score = router.score(*args).flatten()
         for quantile, threshold in zip(router.quantiles, router.thresholds, strict=True):
             share = float((score < threshold).double().mean())
             apart[f"layer {router.layer + 1}: {share:.2f} of tokens below the threshold for {quantile:.2f}"] = abs(

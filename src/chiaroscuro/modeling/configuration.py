@@ -67,8 +67,8 @@ class ChiarConfig(PreTrainedConfig):
 
     recipe: the recipe that the fields started from.
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
-    router: "threshold", "soft", "hard", "learned", "benefit", or the controls "random", "random_explored" and
-        "interleaved" (`chiaroscuro.routing`).
+    router: "threshold", "soft", "hard", "learned", "benefit", or the controls "random", "random_explored",
+        "hash" and "interleaved" (`chiaroscuro.routing`).
     routed_share: of the tokens of a layer with two operators, how many go to the dearer one; None: half of them.
     tau_low, tau_high: thresholds before calibration; None: where they would lie for white noise.
     attention_keys: "all": a token sees every earlier token; "routed": those that were routed to attention in the layer.

@@ -42,8 +42,8 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     """
     found: list[Calibration] = []
 
-    def set_thresholds(router: Any, args: tuple[Tensor, ...]) -> None:
-        score = router.score(*args[:2]).flatten()
+    def set_thresholds(router: Any, args: tuple[Any, ...]) -> None:
+        score = router.score(*args).flatten()
         score = score.to(most_precise(score.device))
         low, high = (between(score, quantile) for quantile in router.quantiles)
         router.set_thresholds(low, high)

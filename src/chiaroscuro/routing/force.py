@@ -42,8 +42,8 @@ def at_share(model: nn.Module, share: float) -> Iterator[None]:
     check_share(share)
     routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
 
-    def place_thresholds(router: Any, args: tuple[Tensor, ...]) -> None:
-        place = between(router.score(*args[:2]).flatten(), 1.0 - share)
+    def place_thresholds(router: Any, args: tuple[Any, ...]) -> None:
+        place = between(router.score(*args).flatten(), 1.0 - share)
         router.set_thresholds(place, place)
 
     with ExitStack() as stack:

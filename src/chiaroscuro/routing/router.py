@@ -129,7 +129,7 @@ class ThresholdRouter(BudgetRouter):
         above = self.shares[-1]
         return (1 / 3, 2 / 3) if self.num_operators == 3 else (1 - above, 1 - above)
 
-    def score(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
+    def score(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         """What is held against the thresholds, (B, T)."""
         assert entropy_BT is not None
         return entropy_BT
@@ -142,7 +142,7 @@ class ThresholdRouter(BudgetRouter):
         return (score_BT >= low).long() + (score_BT > high).long()
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
-        choice_BT = self.choose(self.score(x_BTD, entropy_BT))
+        choice_BT = self.choose(self.score(x_BTD, entropy_BT, context))
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
@@ -177,7 +177,7 @@ class LearnedRouter(ThresholdRouter):
     def flops(self, tokens: float) -> float:
         return 2.0 * tokens * self.hidden_size
 
-    def score(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
+    def score(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         return cast(Tensor, self.linear(x_BTD)).squeeze(-1)
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
@@ -290,9 +290,9 @@ class RandomRouter(BudgetRouter):
     pass."""
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
-        mixed = _positions(x_BTD, context) * 0x9E3779B1 + self.layer * 0x85EBCA6B + 1
+        mixed = _positions(x_BTD, context) * 0x9E3779B1 + _of_layer(self.layer)
         if context.ids_BT is not None:
-            mixed = mixed + context.ids_BT.long() * 0xC2B2AE35
+            mixed = mixed + _of_ids(context.ids_BT)
         hashed = _mix_bits(mixed) & 0x7FFFFFFF
         if self.share is None:
             choice_BT = hashed * self.num_operators // 2**31
@@ -316,6 +316,24 @@ class RandomExploredRouter(RandomRouter):
         return torch.stack((1 - dear_BT, dear_BT), dim=-1)
 
 
+class HashRouter(ThresholdRouter):
+    """A hash of the token's id and the layer against the thresholds (S. Roller et al., "Hash Layers for Large Sparse
+    Models", 2021): the control that knows nothing of a token but which one it is, and sends it the same way wherever it
+    stands. Raises ValueError where ids are not known."""
+
+    reads_entropy = False
+
+    def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):
+        super().__init__(hidden_size, num_operators, layer, share)
+        self.start = self.quantiles  # of hashes, which are spread evenly over [0, 1)
+        self.reset_parameters()
+
+    def score(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
+        if context.ids_BT is None:
+            raise ValueError("router 'hash' goes by the ids of tokens: give input_ids")
+        return (_mix_bits(_of_ids(context.ids_BT) + _of_layer(self.layer)) & 0xFFFFFF).float() / 2**24
+
+
 class InterleavedRouter(BudgetRouter):
     """Each operator in turn, by position, and in the next layer one further: the control that spreads the same share as
     evenly as can be."""
@@ -337,6 +355,14 @@ def _positions(x_BTD: Tensor, context: Context) -> Tensor:
     return context.positions_BT.long().expand(B, T)
 
 
+def _of_layer(layer: int) -> int:
+    return layer * 0x85EBCA6B + 1
+
+
+def _of_ids(ids_BT: Tensor) -> Tensor:
+    return ids_BT.long() * 0xC2B2AE35
+
+
 def _mix_bits(x: Tensor) -> Tensor:
     """Spread every bit of an int64 over the low 31, by two rounds of multiply and shift."""
     for factor in (0x45D9F3B, 0x119DE1F3):
@@ -352,6 +378,7 @@ ROUTERS: dict[str, type[Router]] = {
     "benefit": BenefitRouter,
     "random": RandomRouter,
     "random_explored": RandomExploredRouter,
+    "hash": HashRouter,
     "interleaved": InterleavedRouter,
 }
 

@@ -1,6 +1,6 @@
 """Studies: grids of training runs that answer a question, declared in a file each."""
 
-from chiaroscuro.studies.ablation import ABLATION, COLLAPSE, CONTROLS, RATES
+from chiaroscuro.studies.ablation import ABLATION, COLLAPSE, CONTROLS, RATES, VOCABULARY
 from chiaroscuro.studies.budgets import BUDGETS, HALF, RECALL
 from chiaroscuro.studies.figures import draw
 from chiaroscuro.studies.regime import IMDB, LISTOPS_FLAT, MIXED, SMALL_TEXT
@@ -10,7 +10,7 @@ from chiaroscuro.studies.smoke import SMOKE
 from chiaroscuro.studies.study import Arm, Study, StudyRun
 from chiaroscuro.studies.table import markdown, rows
 
-_OF_THE_PAPER = (CONTROLS, ABLATION, RATES, COLLAPSE, SMALL_TEXT, LISTOPS_FLAT, IMDB, MIXED)
+_OF_THE_PAPER = (CONTROLS, VOCABULARY, ABLATION, RATES, COLLAPSE, SMALL_TEXT, LISTOPS_FLAT, IMDB, MIXED)
 STUDIES = {study.name: study for study in (SMOKE, *_OF_THE_PAPER, HALF, BUDGETS, RECALL)}
 
 

@@ -47,6 +47,20 @@ CONTROLS = Study(
     seeds=SEEDS,
 )
 
+# Nothing mixes tokens before the first layer of `chiar` that routes, so that there the entropy sends a token the same
+# way wherever it stands, and a hash of its id does so too.
+VOCABULARY = Study(
+    name="vocabulary",
+    question="Does the entropy route better than chance for what it says, or because a token always goes the same way?",
+    plan=PLAN,
+    arms=tuple(
+        Arm(name, "chiar", {"router": router})
+        for name, router in (("entropy", "threshold"), ("random", "random"), ("hash of the token", "hash"))
+    ),
+    learning_rates=(2.5e-3, 4e-3),
+    seeds=SEEDS,
+)
+
 # The rows of the paper, post-norm as published. Its row "threshold with collapse regulariser" is not trained: the
 # regulariser has no gradient through a threshold, so that it is "three operators, threshold" again.
 ABLATION = Study(

@@ -15,6 +15,7 @@ ROUTERS = {"benefit": "benefit", "entropy": "threshold", "random": "random", "in
 LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
 AS_LARGE = "as many parameters, "  # and that of one with as many as full attention
+ROUTED_KEYS = "routed keys, "  # and of one whose tokens see only those that attend too
 TWIN = "full attention"
 EXPLORED = "random, explored, 25 %"
 _EVERY_CURVE = (*ROUTERS, LAYERS)
@@ -55,6 +56,11 @@ def _as_large(arm: Arm) -> Arm:
     """The same with feed-forward networks so much wider that the projections of two layers without attention come back
     as parameters: a fourth more of four times the width, in four layers."""
     return replace(arm, name=f"{AS_LARGE}{arm.name}", fields=arm.fields | {"intermediate_size": 960}, curves=())
+
+
+def _routed_keys(arm: Arm, spent: str) -> Arm:
+    """The same, but only tokens that attend serve as keys, so that the attention `spent` is that much less."""
+    return replace(arm, name=f"{ROUTED_KEYS}{spent}", fields=arm.fields | {"attention_keys": "routed"}, curves=())
 
 
 _TWIN = _arm(TWIN, "aaaa", _EVERY_CURVE)
@@ -99,6 +105,7 @@ BUDGETS = Study(
         *_routed("25 %", "nnrr", 0.5),
         *_routed("12.5 %", "nnnr", 0.5),
         _arm(EXPLORED, "nnrr", router="random_explored"),
+        _routed_keys(_BY_BENEFIT, "benefit, 12.5 %"),
         _arm("with the DCT, benefit, 25 %", "ddss"),
         _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
     ),

@@ -46,7 +46,7 @@ def clock(folder: Path, link: Path) -> str:
     table = [["what", "ms", "against", "ms", "ratio", "by FLOPs", "bound"]]
     table += [[name, *_shown(other, times)] for (name, other), times in _by_case(files).items()]
     to_plan = [ratio for file in files for case in file["cases"] for ratio in case["executed_to_planned"].values()]
-    agreement = f"The sides execute {min(to_plan):.3f} to {max(to_plan):.3f} of the FLOPs that they plan.\n"
+    agreement = f"Executed FLOPs are {min(to_plan):.3f} to {max(to_plan):.3f} of those planned.\n"
     plots = [_plot(path, link) for path in sorted(folder.glob("lengths/*.json"))]
     return "\n".join([*lines, page_table(table), agreement, *plots, ""])
 

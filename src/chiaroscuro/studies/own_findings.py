@@ -1,6 +1,6 @@
 """The rules by which our own claims are judged."""
 
-from chiaroscuro.studies.budgets import AS_LARGE, EXPLORED, LAYERS, POST_NORM, TWIN
+from chiaroscuro.studies.budgets import AS_LARGE, EXPLORED, LAYERS, POST_NORM, ROUTED_KEYS, TWIN
 from chiaroscuro.studies.evidence import Finished, difference
 from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, sized
 from chiaroscuro.studies.paper_findings import DCT_GAIN
@@ -79,6 +79,22 @@ def dct_for_nothing(studies: Studies) -> Finding:
             f"by entropy, against the upper half of the layers attending: {found[1]}."
         ],
         table,
+    )
+
+
+def routed_keys(studies: Studies) -> Finding:
+    study, routed = studies["budgets"], f"{ROUTED_KEYS}benefit, 12.5 %"
+    pairs = [(study, routed, other) for other in ("benefit, 25 %", "benefit, 12.5 %", TWIN)]
+    table, own = compared(pairs)
+    further, other = compared(pairs, "wikitext")
+    return Finding(
+        as_good([own[0], other[0]], AS_GOOD),
+        [
+            f"Routed keys against all, with half of the tokens in the upper half of the layers: {own[0]}, on "
+            f"WikiText's text {other[0]}; against as much attention in one layer: {own[1]} and {other[1]}; against "
+            f"full attention: {own[2]} and {other[2]}. The second half of the table is WikiText's."
+        ],
+        table + further[1:],
     )
 
 

@@ -20,17 +20,18 @@ HEAD = """# What holds
 
 Made by `chiaroscuro report` from the files under `results/`; do not edit. Verdicts follow from the numbers by rules
 written in `src/chiaroscuro/studies/*findings.py`. Perplexity and accuracy are those of the test split, mean ± standard
-deviation over seeds, each arm at its own best learning rate, which is chosen on the validation split, with the first
-seed where nothing else is said. "Not settled" is a difference whose interval holds both answers.
+deviation over seeds, each arm at the best of the learning rates that it was tried at, chosen on the validation split,
+with the first seed where nothing else is said. "Not settled": the interval includes both answers.
 
-Differences of perplexity are in per cent (lower is better), of accuracy in points, with 95 % intervals. For perplexity
-the interval is from the variance over seeds of all arms of a study; the last column has the one from the variances of
-the two arms alone. Accuracies, and arms with six seeds, have the latter only.
+Differences of perplexity are in per cent (lower is better), of accuracy in points, with 95 % intervals over seeds; the
+error of the test text itself is not in them, and they are not corrected for their number. For perplexity the interval
+is from the variance over seeds of all arms of a study; the last column has the one from the variances of the two arms
+alone. Accuracies, and arms with six seeds, have the latter only.
 
-The rules were changed after `controls`, `ablation`, `imdb`, `mixed` and a part of `small_text` had been run, and once
-more after `listops_flat` ([log.md](log.md)). `controls`, `ablation`, `imdb` and `mixed` were trained before two changes
-of the code: a threshold between two operators lay at the mean of the two thirds, where it is the median now, and
-`interleaved` took the same tokens in each layer. Tokens of `imdb` and `listops_flat` have the padding among them.
+The rules were changed after `controls`, `ablation`, `imdb`, `mixed` and a part of `small_text` had been run, and again
+after `listops_flat` ([log.md](log.md)). `controls`, `ablation`, `imdb` and `mixed` were trained before two changes of
+the code: the threshold between two operators was the mean of both terciles (now the median), and `interleaved` took the
+same tokens in each layer. Token counts of `imdb` and `listops_flat` include padding.
 
 Models of some two million parameters trained on three million tokens (`imdb`: eleven) say what happens at that size,
 not at the published one.
