@@ -188,14 +188,35 @@ def test_a_finished_run_is_not_trained_again(plan, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_two_processes_do_not_train_in_one_folder(plan, tmp_path):
+def test_a_finished_run_without_its_weights_gets_them_back(plan, tmp_path):
     task = prepare(plan)
-    with alone_in(tmp_path / "run"):
-        for resume in (False, True):
-            with pytest.raises(ValueError, match="another process is training in .*run: wait"):
-                train(plan, task, tmp_path / "run", resume)
-    train(plan, task, tmp_path / "run")
+    results = train(plan, task, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    again = train(plan, task, tmp_path / "run", resume=True)
+    assert (again["loss"], again["tokens_seen"]) == (results["loss"], results["tokens_seen"])
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(plan, tmp_path, monkeypatch):
+    task = prepare(plan)
+    run, by_another_name = tmp_path / "run", tmp_path / "link"
+    run.mkdir()
+    by_another_name.symlink_to(run)
+    with alone_in(run):
+        for name in (run, by_another_name, tmp_path / "sub" / ".." / "run"):
+            with pytest.raises(ValueError, match="another process is training in .*: wait"):
+                train(plan, task, name)
+    monkeypatch.chdir(run)
+    train(plan, task, Path("."))
+    with alone_in(run), pytest.raises(ValueError, match="another process is training in .*run: wait"):
+        train(plan, task, run, resume=True)
     assert [path.name for path in tmp_path.iterdir() if "lock" in path.name] == []
+
+
+def test_what_goes_on_from_nothing_makes_nothing(plan, tmp_path):
+    with pytest.raises(ValueError, match="nothing to resume in"):
+        train(plan, prepare(plan), tmp_path / "no" / "such", resume=True)
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(

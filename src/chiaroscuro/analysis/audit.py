@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from chiaroscuro.flops import executed_forward_flops
+from chiaroscuro.ops.evaluating import uncompiled
 from chiaroscuro.routing import RoutedMixer, Routing, ThresholdRouter, starving, utilisation
 
 ROWS, TOKENS = 3, 40  # what the checks that take a gradient per token look at
@@ -51,12 +52,13 @@ def audit(
         raise ValueError(f"audit needs at least two rows of eight tokens, got {tuple(input_ids_BT.shape)}")
     model = copy.deepcopy(model).double().eval()
     found = []
-    for name in progress(list(CHECKS)):
-        try:
-            holds, detail = CHECKS[name](model, input_ids_BT)
-        except (ValueError, RuntimeError, TypeError) as error:
-            holds, detail = False, f"{type(error).__name__}: {error}"
-        found.append(Finding(name, holds, detail))
+    with uncompiled(model):
+        for name in progress(list(CHECKS)):
+            try:
+                holds, detail = CHECKS[name](model, input_ids_BT)
+            except (ValueError, RuntimeError, TypeError) as error:
+                holds, detail = False, f"{type(error).__name__}: {error}"
+            found.append(Finding(name, holds, detail))
     return found
 
 

@@ -86,7 +86,7 @@ def bench(
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"no folder {path.parent} to write {path.name} into")
     kinds = FigureCanvasBase.get_supported_filetypes()
-    if plot is not None and plot.suffix.removeprefix(".") not in kinds:
+    if plot is not None and plot.suffix.removeprefix(".").lower() not in ("", *kinds):
         raise ValueError(f"--plot writes {', '.join(kinds)}, not {plot.name}")
     if not lengths and given(context) & {"batch_size", "hidden_size", "layers", "heads"}:
         raise ValueError("sizes go with --length; without it the sizes that have bounds are timed")

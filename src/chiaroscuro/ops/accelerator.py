@@ -1,7 +1,9 @@
-"""What an accelerator has: kernels of our own, double precision."""
+"""What an accelerator has: kernels of our own, double precision, autocast."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -9,6 +11,12 @@ import torch
 @cache
 def has_triton() -> bool:
     return find_spec("triton") is not None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """While it lasts, no operation on a device is put into half precision, whoever asked for it."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def most_precise(device: torch.device) -> torch.dtype:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from chiaroscuro.ops.accelerator import without_autocast
 from chiaroscuro.ops.function import Function
 
 
@@ -60,7 +61,7 @@ def _padded(x_BTD: Tensor, kernel_WD: Tensor) -> Tensor:
     As a convolution of pictures of one line, channels last: the layout that x has, so that nothing is copied.
     """
     W, D = kernel_WD.shape
-    with torch.autocast(x_BTD.device.type, enabled=False):
+    with without_autocast(x_BTD.device):
         picture = x_BTD.transpose(1, 2).unsqueeze(2)
         out = conv2d(picture, kernel_WD.T[:, None, None], padding=(0, W - 1), groups=D)
     return out.squeeze(2).transpose(1, 2)

@@ -1,17 +1,19 @@
 """A model in evaluation mode, or not compiled, for as long as something is measured."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
 
-def hooks_heard() -> AbstractContextManager[None]:
-    """While it lasts, compiled models are run as they were written: a hook that comes after compilation is not heard
-    otherwise."""
-    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
-    return stance
+def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """While it lasts, a model that is compiled, as a whole or in part, is run as it was written: a hook that comes
+    after compilation is not heard otherwise. Any other is left alone, as transformers' flex attention, which compiles
+    itself, takes much memory as it is written."""
+    compiled = any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager

@@ -14,19 +14,14 @@ A token's weight for itself needs no estimate, k(x, x) = 1, and is added exactly
 """
 
 import math
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from chiaroscuro.ops.accelerator import most_precise
+from chiaroscuro.ops.accelerator import most_precise, without_autocast
 from chiaroscuro.ops.checks import require_finite
 from chiaroscuro.ops.chosen import Chosen
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 LARGEST_CHUNK = 64
 # phi is at most exp(|w|^2 / 4), far beyond float32 in a wide model, but reached only by inputs aligned with w.
@@ -75,29 +70,17 @@ def random_frequencies(F: int, D: int) -> Tensor:
     return torch.cat(groups).float()
 
 
-def _without_autocast(function: Function) -> Function:
-    """Products of features are sums of exponentials, which half precision does not hold."""
-
-    @wraps(function)
-    def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(x.device.type, enabled=False):
-            return function(x, *args, **kwargs)
-
-    return cast(Function, run)
-
-
-@_without_autocast
 def rbf_features(x_BTD: Tensor, frequencies_FD: Tensor, gamma: Tensor | float) -> Tensor:
     """Positive random features phi(x), (B, T, F), with E[phi(a) . phi(b)] = exp(-gamma |a - b|^2), in float32 at least:
     they may be larger than float16 knows."""
     x_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
     gamma = torch.as_tensor(gamma, dtype=x_BTD.dtype, device=x_BTD.device)
-    exponent = (2 * gamma).sqrt() * (x_BTD @ frequencies_FD.to(x_BTD.dtype).T)
+    with without_autocast(x_BTD.device):
+        exponent = (2 * gamma).sqrt() * (x_BTD @ frequencies_FD.to(x_BTD.dtype).T)
     exponent = exponent - 2 * gamma * x_BTD.square().sum(-1, keepdim=True)
     return exponent.clamp_max(LARGEST_EXPONENT).exp() / math.sqrt(frequencies_FD.shape[0])
 
 
-@_without_autocast
 def rbf_feature_mix(
     phi_BTF: Tensor,
     v_BTV: Tensor,
@@ -119,12 +102,13 @@ def rbf_feature_mix(
     u_BTU = pad(v_BTV, (0, 1), value=1.0)
     key_BTF = phi_BTF if valid_BT is None else phi_BTF * valid_BT[..., None]
     itself = u_BTU.flatten(0, 1) if chosen is None else chosen.take(u_BTU)
-    earlier, total_BFU = _sum_over_earlier(phi_BTF, key_BTF, u_BTU, chosen, before_BFU)
-    mixed = itself + earlier
-    if not causal:
-        flipped = None if chosen is None else Chosen(chosen.mask_BT.flip(1))
-        later, _ = _sum_over_earlier(phi_BTF.flip(1), key_BTF.flip(1), u_BTU.flip(1), flipped, None)
-        mixed = mixed + (_flip_dense(later, u_BTU) if chosen is None else _flip_rows(later, chosen))
+    with without_autocast(phi_BTF.device):  # products are sums of exponentials, which half precision does not hold
+        earlier, total_BFU = _sum_over_earlier(phi_BTF, key_BTF, u_BTU, chosen, before_BFU)
+        mixed = itself + earlier
+        if not causal:
+            flipped = None if chosen is None else Chosen(chosen.mask_BT.flip(1))
+            later, _ = _sum_over_earlier(phi_BTF.flip(1), key_BTF.flip(1), u_BTU.flip(1), flipped, None)
+            mixed = mixed + (_flip_dense(later, u_BTU) if chosen is None else _flip_rows(later, chosen))
     mixed = (mixed[:, :-1] / mixed[:, -1:]).to(dtype)
     return (mixed.view_as(v_BTV) if chosen is None else mixed), total_BFU
 

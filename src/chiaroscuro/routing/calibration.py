@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from chiaroscuro.mixers import Mixer
 from chiaroscuro.ops.accelerator import most_precise
-from chiaroscuro.ops.evaluating import evaluating, hooks_heard
+from chiaroscuro.ops.evaluating import evaluating, uncompiled
 from chiaroscuro.routing.router import ThresholdRouter
 from chiaroscuro.routing.thresholds import between
 
@@ -56,7 +56,7 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     if fit_mixers:
         hooks += [m.register_forward_pre_hook(fit) for m in model.modules() if isinstance(m, Mixer)]
     try:
-        with evaluating(model), hooks_heard():
+        with evaluating(model), uncompiled(model):
             model(input_ids_BT)
     finally:
         for hook in hooks:

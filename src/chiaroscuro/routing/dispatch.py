@@ -151,7 +151,7 @@ class RoutedMixer(nn.Module):
             spectrum_BTP, entropy_BT = packed_dct_and_entropy(x_BTD, self.entropy_dc_weight)
             if not self.router.learned:
                 entropy_BT = entropy_BT.detach()
-        gates_BTO = self.router(x_BTD, entropy_BT, context)
+        gates_BTO = self.router.gates(x_BTD, entropy_BT, context)
         choice_BT = gates_BTO.argmax(-1)
         valid_BT = context.valid_BT
         if valid_BT is not None:

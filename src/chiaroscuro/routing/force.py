@@ -1,18 +1,15 @@
 """Overrule a router: send chosen tokens to chosen operators, to see what that does.
 
-Shapes: B batch, T tokens, O operators.
+Shapes: B batch, T tokens.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
-from chiaroscuro.ops.evaluating import hooks_heard
 from chiaroscuro.routing.router import Router, ThresholdRouter
-from chiaroscuro.routing.thresholds import between, check_share
+from chiaroscuro.routing.thresholds import check_share
 
 
 @contextmanager
@@ -21,17 +18,12 @@ def forced(router: Router, choice_BT: Tensor) -> Iterator[None]:
     negative it decides for itself. Raises ValueError for an index that no operator has."""
     if int(choice_BT.max()) >= router.num_operators:
         raise ValueError(f"operator {int(choice_BT.max())} of a layer that has {router.num_operators}")
-
-    def overrule(module: nn.Module, args: Any, gates_BTO: Tensor) -> Tensor:
-        wanted = one_hot(choice_BT.clamp_min(0), router.num_operators).to(gates_BTO)
-        return wanted.where((choice_BT >= 0)[..., None], gates_BTO)
-
-    hook = router.register_forward_hook(overrule)
+    before = router.forced_BT
+    router.forced_BT = choice_BT if before is None else choice_BT.where(choice_BT >= 0, before)
     try:
-        with hooks_heard():
-            yield
+        yield
     finally:
-        hook.remove()
+        router.forced_BT = before
 
 
 @contextmanager
@@ -41,14 +33,12 @@ def at_share(model: nn.Module, share: float) -> Iterator[None]:
     ValueError for a share outside [0, 1]."""
     check_share(share)
     routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
-
-    def place_thresholds(router: Any, args: tuple[Any, ...]) -> None:
-        place = between(router.score(*args).flatten(), 1.0 - share)
-        router.set_thresholds(place, place)
-
-    with ExitStack() as stack:
-        for router in routers:
-            stack.callback(router.set_thresholds, *router.thresholds.tolist())
-            stack.callback(router.register_forward_pre_hook(place_thresholds).remove)
-        stack.enter_context(hooks_heard())
+    before = [(router.share_at_hand, router.thresholds.tolist()) for router in routers]
+    for router in routers:
+        router.share_at_hand = share
+    try:
         yield
+    finally:
+        for router, (share_before, thresholds) in zip(routers, before, strict=True):
+            router.share_at_hand = share_before
+            router.set_thresholds(*thresholds)

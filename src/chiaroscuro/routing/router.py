@@ -13,8 +13,8 @@ from torch.nn.functional import linear, one_hot
 from transformers import initialization as init
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
-from chiaroscuro.ops.accelerator import most_precise
-from chiaroscuro.routing.thresholds import check_share, check_thresholds, noise_thresholds
+from chiaroscuro.ops.accelerator import most_precise, without_autocast
+from chiaroscuro.routing.thresholds import between, check_share, check_thresholds, noise_thresholds
 
 
 class Router(nn.Module, ABC):
@@ -37,6 +37,7 @@ class Router(nn.Module, ABC):
         self.hidden_size = hidden_size
         self.num_operators = num_operators
         self.layer = layer
+        self.forced_BT: Tensor | None = None  # the operators that tokens go to whatever is decided; negative: none
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -47,6 +48,14 @@ class Router(nn.Module, ABC):
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         """Gates (B, T, O), from the vectors, their spectral entropy (B, T), and what `context` says of the tokens. A
         router that does not read the entropy may get None for it."""
+
+    def gates(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context) -> Tensor:
+        """Gates (B, T, O) as decided, but for tokens that are forced to an operator (`chiaroscuro.routing.forced`)."""
+        gates_BTO: Tensor = self(x_BTD, entropy_BT, context)
+        if self.forced_BT is None:
+            return gates_BTO
+        forced_BTO = one_hot(self.forced_BT.clamp_min(0), self.num_operators).to(gates_BTO)
+        return forced_BTO.where((self.forced_BT >= 0)[..., None], gates_BTO)
 
     def flops(self, tokens: float) -> float:
         """Forward FLOPs of deciding for so many tokens, given their entropy."""
@@ -100,6 +109,7 @@ class ThresholdRouter(BudgetRouter):
             raise ValueError(f"a router with thresholds chooses between two or three operators, not {num_operators}")
         noise_low, noise_high = noise_thresholds(hidden_size)
         self.start = (noise_low if low is None else low, noise_high if high is None else high)
+        self.share_at_hand: float | None = None  # of the tokens at hand, that thresholds are put below (`at_share`)
         check_thresholds(*self.start)
         self.thresholds: Tensor
         self.register_buffer("thresholds", torch.empty(2, dtype=torch.float32))
@@ -136,6 +146,9 @@ class ThresholdRouter(BudgetRouter):
 
     def choose(self, score_BT: Tensor) -> Tensor:
         """Index of each token's operator, (B, T)."""
+        if self.share_at_hand is not None:
+            place = between(score_BT.flatten(), 1.0 - self.share_at_hand)
+            self.set_thresholds(place, place)
         low, high = self.thresholds.to(score_BT.dtype)
         if self.num_operators == 2:
             return (score_BT > (low + high) / 2).long()
@@ -153,7 +166,7 @@ class _Precise(nn.Linear):
     def forward(self, x_BTD: Tensor) -> Tensor:
         precision = torch.promote_types(x_BTD.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(precision)
-        with torch.autocast(x_BTD.device.type, enabled=False):
+        with without_autocast(x_BTD.device):
             return linear(x_BTD.to(precision), self.weight.to(precision), bias)
 
 
@@ -182,8 +195,9 @@ class LearnedRouter(ThresholdRouter):
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD, entropy_BT)
+        choice_BT = self.choose(score_BT)
         dear_BT = (score_BT - self.thresholds.to(score_BT.dtype).mean()).sigmoid()
-        return straight_through(torch.stack((1 - dear_BT, dear_BT), dim=-1), self.choose(score_BT))
+        return straight_through(torch.stack((1 - dear_BT, dear_BT), dim=-1), choice_BT)
 
 
 class BenefitRouter(LearnedRouter):

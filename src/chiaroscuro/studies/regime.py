@@ -52,7 +52,7 @@ LISTOPS_FLAT = Study(
 
 IMDB = Study(
     name="imdb",
-    question="Sentiment of 25,000 unseen reviews, trained from scratch on the other 25,000 (a tenth of them for validation).",
+    question="Sentiment of 25,000 unseen reviews, trained from scratch on nine tenths of the other 25,000.",
     plan=TrainingPlan(
         task="imdb",
         data="imdb",

@@ -53,8 +53,9 @@ class Run:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """While it lasts, no other process gets in here. Raises ValueError when another one is in."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock")  # not in the folder, which may be published as it is
+    place = folder.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.parent / f".{place.name}.lock")  # not in the folder, which may be published as it is
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

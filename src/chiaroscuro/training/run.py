@@ -73,6 +73,8 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     with ExitStack() as stack:
 
         def be_alone() -> None:
+            if resume:
+                started_plan(out)  # of which nothing is to be made where there is none
             stack.enter_context(alone_in(out))
 
         on_first(be_alone)
@@ -198,7 +200,7 @@ def _begin(plan: TrainingPlan, out: Path) -> None:
 def _finished(plan: TrainingPlan, out: Path) -> dict[str, Any] | None:
     """The results of a run that has nothing left to do, None of another."""
     _check_same_plan(plan, started_plan(out))
-    return read_json(out / RESULTS) if (out / RESULTS).exists() else None
+    return read_json(out / RESULTS) if (out / RESULTS).exists() and any(out.glob("*.safetensors")) else None
 
 
 def _go_on(out: Path) -> Path | None:

@@ -25,8 +25,7 @@ from chiaroscuro.training.checkpoints import DRAFTS, discard_drafts, last_whole,
 from chiaroscuro.training.folder import seconds_trained
 from chiaroscuro.training.ranks import ranks
 
-# Times that the Trainer logs, which begin anew when a run is resumed.
-OF_THIS_PROCESS = ("train_runtime", "train_tokens_per_second")
+OF_THIS_PROCESS = "train_"  # how names begin of what the Trainer logs of the steps since a run was last resumed
 
 
 class Diverged(ValueError):
@@ -185,7 +184,7 @@ class MetricsFile(TrainerCallback):
         routers = [module for module in kwargs["model"].modules() if isinstance(module, ThresholdRouter)]
         thresholds = {str(router.layer): router.thresholds.tolist() for router in routers}
         line: dict[str, Any] = {"step": state.global_step, "seconds": time.perf_counter() - self.start}
-        line |= {name: value for name, value in (logs or {}).items() if name not in OF_THIS_PROCESS}
+        line |= {name: value for name, value in (logs or {}).items() if not name.startswith(OF_THIS_PROCESS)}
         line |= {"thresholds": thresholds} if thresholds else {}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
