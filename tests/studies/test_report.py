@@ -80,7 +80,7 @@ def test_without_results_the_page_names_what_is_missing(tmp_path):
     place[1].mkdir()
     page = report(*place)
     assert page.count("**Not finished.** To be run") == len(CLAIMS)
-    assert "`chiaroscuro study ablation`, `chiaroscuro study controls`" in page
+    assert "`chiaroscuro study ablation` (0 of the 65 runs of study 'ablation' are there), `chiaroscuro" in page
     assert {name for claim in CLAIMS for name in claim.needs + claim.takes_too} == {study.name for study in LARGE}
 
 
@@ -335,6 +335,22 @@ def test_of_an_arm_that_diverged_with_one_seed_the_table_says_so_and_nothing_is_
     assert not found.worse
     page = report([study], tmp_path / "results", tmp_path / "results.md")
     assert verdict(page, "Complementarity") == OPEN
+
+
+def test_a_study_with_an_arm_that_diverged_at_every_rate_says_so_and_where_its_data_were(write, tmp_path):
+    study = STUDIES["vocabulary"]
+    write(study)
+    page = report([study], tmp_path / "results", tmp_path / "results.md")
+    assert "Data: imdb (given as made up); 3,000,000 tokens" in page
+    for run in study.search()[:2]:
+        result = {"diverged": "at step 3", "plan": asdict(run.plan)}
+        (tmp_path / "results" / "vocabulary" / "runs" / f"{run.name}.json").write_text(json.dumps(result))
+    for needed in ("controls", "ablation"):
+        write(STUDIES[needed])
+    studies = [study, STUDIES["controls"], STUDIES["ablation"]]
+    page = report(studies, tmp_path / "results", tmp_path / "results.md")
+    assert "**Still to be run.** `chiaroscuro study vocabulary` at commit abc (" in page
+    assert "entropy diverged at every learning rate: give it lower ones)" in page
 
 
 def test_an_unfinished_study_is_named_and_one_of_another_plan_refused(write, tmp_path):

@@ -7,6 +7,7 @@ of the last two by itself) or given as a path to a text file or to a folder of t
 import hashlib
 import importlib.util
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from chiaroscuro.data.imdb import imdb_texts
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.05  # of the documents, or of a single document's text, for each of validation and test
 D = TypeVar("D")
-_SPLIT_WORDS = {"train": {"train", "training"}, "validation": {"valid", "validation", "val"}, "test": {"test"}}
+# A word of the name of a file, such as trainset, valid or wikiTest's second.
+_SPLIT_WORDS = {"train": "train(ing)?", "validation": "val(id(ation)?)?", "test": "test"}
 _SUFFIXES = {".txt", ".md", ".text", ".tokens", ".raw"}
 
 
@@ -47,10 +49,10 @@ def load_corpus(source: str) -> Corpus:
     """The corpus `source` names or points to.
 
     Where names of files, or of folders in the one given, have the words train, valid(ation) or val, and test, and each
-    of the three is there, these are the splits. Other folders are split by file and a single file by position, at
-    paragraph ends; lines are never shuffled. Raises ValueError for an unknown name, a missing, empty or binary file,
-    one that belongs to no split or to two beside files of all three, and a data set that cannot be fetched, saying what
-    to do instead.
+    of the three is there, these are the splits, and files of none are left out with a warning. Other folders are split
+    by file and a single file by position, at paragraph ends; lines are never shuffled. Raises ValueError for an unknown
+    name, a missing, empty or binary file, one that belongs to two splits, and a data set that cannot be fetched, saying
+    what to do instead.
     """
     if source == "shakespeare":
         return Corpus(source, _split_names(_shakespeare()))
@@ -124,12 +126,12 @@ def _folder(path: Path) -> Mapping[str, Sequence[str]]:
         raise ValueError(f"no text files in {path} (looked for {', '.join(sorted(_SUFFIXES))})")
     splits = {file: _splits_in_name(file.relative_to(path)) for file in files}
     if set().union(*splits.values()) == set(SPLITS):
-        unclear = next((file for file in files if len(splits[file]) != 1), None)
+        unclear = next((file for file in files if len(splits[file]) > 1), None)
         if unclear is not None:
-            raise ValueError(
-                f"{unclear} lies beside files of training, validation and test text, and is named after "
-                f"{'more than one' if splits[unclear] else 'none'} of the three: rename it, or take it out"
-            )
+            raise ValueError(f"{unclear} is named after more than one of {', '.join(SPLITS)}: rename it")
+        others = [file.name for file in files if not splits[file]]
+        if others:
+            warnings.warn(f"left out of {path}, being named after no split: {', '.join(others)}", stacklevel=2)
         return {split: Files([file for file in files if split in splits[file]]) for split in SPLITS}
     if len(files) < len(SPLITS):
         return _split_text("\n".join(read_text(file) for file in files), path)
@@ -138,8 +140,9 @@ def _folder(path: Path) -> Mapping[str, Sequence[str]]:
 
 
 def _splits_in_name(file: Path) -> set[str]:
-    words = set(re.split("[^a-z]+", str(file.with_suffix("")).lower()))
-    return {split for split, names in _SPLIT_WORDS.items() if words & names}
+    words = re.findall("[A-Z]?[a-z]+|[A-Z]+", str(file.with_suffix("")))
+    named = {split: re.compile(f"({word})(s|set|data)?", re.IGNORECASE) for split, word in _SPLIT_WORDS.items()}
+    return {split for split, pattern in named.items() if any(map(pattern.fullmatch, words))}
 
 
 def _split_names(documents: Mapping[str, D]) -> dict[str, list[D]]:

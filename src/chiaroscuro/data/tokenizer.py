@@ -100,7 +100,7 @@ def _gpt2(vocabulary: Path, merges: Path) -> Tokenizer:
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> np.ndarray | None:
     """Bytes of text behind each token id, 0 for special tokens; None where the vocabulary is not byte-level, the names
     of which have a character for each byte."""
-    if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+    if "ByteLevel(" not in repr(tokenizer.backend_tokenizer.decoder):  # which may be one of a sequence
         return None
     sizes = np.array([len(name) for name in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))])
     for index, added in tokenizer.backend_tokenizer.get_added_tokens_decoder().items():

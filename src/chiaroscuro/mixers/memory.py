@@ -82,14 +82,13 @@ def _behind(buffer: Tensor | None, past: int, new_BNTC: Tensor) -> Tensor:
     """A buffer whose first `past` entries of axis 2 are those of `buffer`, followed by the new: the same one while
     there is room, so that a step of generation copies one token and not the whole context."""
     end = past + new_BNTC.shape[2]
+    if torch.is_grad_enabled():  # nobody writes into what a backward pass has yet to read
+        return new_BNTC if buffer is None else torch.cat((buffer[:, :, :past], new_BNTC), dim=2)
     frozen = buffer is not None and buffer.is_inference() and not torch.is_inference_mode_enabled()
-    if buffer is None or buffer.shape[2] < end or torch.is_grad_enabled() or frozen:
-        # With gradients there is no room, so that nobody writes into what a backward pass has yet to read.
-        spare = 0 if torch.is_grad_enabled() else max(ROOM, end // 4)
-        room = new_BNTC.new_empty(*new_BNTC.shape[:2], end + spare, new_BNTC.shape[3])
+    if buffer is None or buffer.shape[2] < end or frozen:
+        room = new_BNTC.new_empty(*new_BNTC.shape[:2], end + max(ROOM, end // 4), new_BNTC.shape[3])
         if buffer is not None:
             room[:, :, :past] = buffer[:, :, :past]
         buffer = room
-    if past < end:
-        buffer[:, :, past:end] = new_BNTC
+    buffer[:, :, past:end] = new_BNTC
     return buffer

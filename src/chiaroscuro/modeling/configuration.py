@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -60,8 +61,8 @@ _REMOTE_CLASSES = {
 
 
 class ChiarConfig(PreTrainedConfig):
-    """Sizes, operators per layer, and how tokens are routed. Raises ValueError for what does not fit, and for a name
-    that is nearly one of these; other names are kept, as in all configurations of transformers.
+    """Sizes, operators per layer, and how tokens are routed. Raises ValueError for what does not fit. Other names are
+    kept, as in all configurations of transformers, with a warning where one is nearly one of these.
 
     The defaults are those of the recipe `chiar`; `ChiarConfig.from_recipe(name, **fields)` starts from another one.
 
@@ -145,7 +146,7 @@ class ChiarConfig(PreTrainedConfig):
         for name in kwargs:
             near = difflib.get_close_matches(name, fields, 1, NEARLY)
             if near:
-                raise ValueError(f"unknown field {name!r} of the configuration: did you mean {near[0]!r}?")
+                warnings.warn(f"the configuration has no field {name!r}: did you mean {near[0]!r}?", stacklevel=2)
         if kwargs.get("num_labels") is not None:
             _check_size("num_labels", kwargs["num_labels"], LONGEST)
         try:

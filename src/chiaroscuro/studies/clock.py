@@ -54,7 +54,7 @@ def clock(folder: Path, link: Path) -> str:
 def _plot(path: Path, link: Path) -> str:
     """The picture that lies beside a file of times by length, and what it was made by."""
     file = read_json(path)
-    made, rounds = file["versions"], file["cases"][0]["rounds"]
+    made, rounds = file["versions"], " to ".join(str(n) for n in sorted({case["rounds"] for case in file["cases"]}))
     picture = f"![{path.stem}: time by sequence length]({link / 'lengths' / path.with_suffix('.png').name})"
     return f"{picture}\n\n{made['machine']}; torch {made['torch']}; commit {made['commit']}; {rounds} rounds a length."
 

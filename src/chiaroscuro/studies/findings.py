@@ -2,7 +2,7 @@
 
 What is better or worse is so by an interval that does not reach zero, what is as good by one that lies within a margin;
 all else is not settled. What is so, but not by as much as was claimed, holds in direction only; a claim of a size fails
-where the interval reaches neither that size nor beyond zero on its side.
+where the interval does not reach that size and does not lie wholly on its side of zero.
 """
 
 from dataclasses import dataclass

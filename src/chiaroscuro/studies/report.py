@@ -26,7 +26,7 @@ with the first seed where nothing else is said. "Not settled": the interval incl
 Differences of perplexity are in per cent (lower is better), of accuracy in points, with 95 % intervals over seeds; the
 error of the test text itself is not in them, and they are not corrected for their number. For perplexity the interval
 is from the variance over seeds of all arms of a study; the last column has the one from the variances of the two arms
-alone. Accuracies, and arms with six seeds, have the latter only.
+alone. Accuracies, and arms with six seeds, have that of the two arms alone only.
 
 The rules were changed after `controls`, `ablation`, `imdb`, `mixed` and a part of `small_text` had been run, and again
 after `listops_flat` ([log.md](log.md)). `controls`, `ablation`, `imdb` and `mixed` were trained before two changes of
@@ -45,12 +45,16 @@ def report(studies: Sequence[Study], results: Path, page: Path) -> str:
     """
     if not results.is_dir():
         raise ValueError(f"no results at {results}")
-    done = {}
+    done: dict[str, Finished] = {}
+    lacking: dict[str, str] = {}  # per unfinished study, what it lacks
     for study in studies:
-        with suppress(Unfinished):
+        try:
             done[study.name] = finished(study, results / study.name)
+        except Unfinished as error:
+            lacking[study.name] = str(error)
     to_results = Path(os.path.relpath(results, page.parent))
-    parts = [HEAD, _summary(done), *(_section(number, claim, done, results) for number, claim in enumerate(CLAIMS, 1))]
+    to_run = {name: _to_run(name, lack, results) for name, lack in lacking.items()}
+    parts = [HEAD, _summary(done), *(_section(number, claim, done, to_run) for number, claim in enumerate(CLAIMS, 1))]
     token_studies = sorted(results.glob("tokens/*/tokens.json"))
     parts += [_tokens(path, to_results / "tokens" / path.parent.name) for path in token_studies]
     parts += [clock(results / "bench", to_results / "bench"), _studies(done, to_results)]
@@ -88,22 +92,22 @@ def _named(studies: Sequence[str]) -> str:
     return f"{'study' if len(studies) == 1 else 'studies'} {', '.join(f'`{name}`' for name in studies)}"
 
 
-def _command(name: str, results: Path) -> str:
-    """What makes the runs of a study that are still to be made."""
+def _to_run(name: str, lack: str, results: Path) -> str:
+    """What a study lacks, and what goes on with it, by the code that made the runs that are there."""
     begun = results / name / "study.json"
-    told = f" at commit {read_json(begun)['commit']}, which made the runs that are there" if begun.exists() else ""
-    return f"`chiaroscuro study {name}`{told}"
+    at = f" at commit {read_json(begun).get('commit', 'unknown')}" if begun.exists() else ""
+    return f"`chiaroscuro study {name}`{at} ({lack})"
 
 
-def _section(number: int, claim: Claim, done: dict[str, Finished], results: Path) -> str:
+def _section(number: int, claim: Claim, done: dict[str, Finished], to_run: dict[str, str]) -> str:
     lines = [f"## {number}. {claim.title}", "", f"**Claimed.** {claim.claimed}", "", f"**Tested.** {claim.tested}", ""]
     missing, to_come = claim.missing(done), claim.still_to_come(done)
-    to_run = ", ".join(_command(name, results) for name in missing + to_come)
+    runs = ", ".join(to_run.get(name, f"`chiaroscuro study {name}`") for name in missing + to_come)
     if missing:
-        return "\n".join([*lines, f"**Not finished.** To be run: {to_run}.", ""])
+        return "\n".join([*lines, f"**Not finished.** To be run: {runs}.", ""])
     finding = claim.find(done)
     lines += [f"**Verdict: {finding.verdict}.** {' '.join(finding.reasons)}", "", page_table(finding.table)]
-    lines += [f"**Still to be run.** {to_run}.", ""] if to_come else []
+    lines += [f"**Still to be run.** {runs}.", ""] if to_come else []
     return "\n".join([*lines, f"**What would change it.** {claim.changes}", ""])
 
 
@@ -140,6 +144,12 @@ def _tokens(path: Path, folder: Path) -> str:
     return "\n".join([*lines, page_table([list(column) for column in zip(*table, strict=True)])])
 
 
+def _as_given(study: Finished) -> str:
+    """What its data were called where the runs were made, if that is not as it is declared."""
+    given = sorted({result["data"] for results in study.runs.values() for result in results} - {study.study.plan.data})
+    return f" (given as {', '.join(given)})" if given else ""
+
+
 def _studies(done: dict[str, Finished], to_results: Path) -> str:
     """Per study where its numbers come from, and its table and figures."""
     lines = ["## The studies", ""]
@@ -150,10 +160,10 @@ def _studies(done: dict[str, Finished], to_results: Path) -> str:
         lines += [
             f"### {name}",
             "",
-            f"{study.study.question} Data: {study.study.plan.data}; {first['tokens_seen']:,} tokens a run, where the "
-            f"arm says nothing else; commit {study.origin['commit']}; {machines}. `chiaroscuro study {name} --results "
-            f"FOLDER` makes the runs anew. Their table is [{name}/table.md]({to_results / name / 'table.md'}), and "
-            f"each run's file lies in `results/{name}/runs`.",
+            f"{study.study.question} Data: {study.study.plan.data}{_as_given(study)}; {first['tokens_seen']:,} tokens "
+            f"a run, where the arm says nothing else; commit {study.origin.get('commit', 'unknown')}; {machines}. "
+            f"`chiaroscuro study {name} --results FOLDER` makes the runs anew. Their table is "
+            f"[{name}/table.md]({to_results / name / 'table.md'}), and each run's file lies in `results/{name}/runs`.",
             "",
         ]
         figures = sorted((study.folder / "figures").glob("*.png"))
