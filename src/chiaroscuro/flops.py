@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from chiaroscuro.mixers.flops import Flops, fft_flops, linear_flops
 from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
 from chiaroscuro.ops.attention_cpu import computed_pairs
-from chiaroscuro.ops.evaluating import evaluating
+from chiaroscuro.routing.evaluating import evaluating
 
 
 def executed_flops(run: Callable[[], Any]) -> float:
@@ -29,9 +29,10 @@ def executed_flops(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def executed_forward_flops(model: nn.Module, input_ids: torch.Tensor) -> float:
-    """FLOPs of one forward pass in evaluation mode, without a cache."""
+def executed_forward_flops(model: nn.Module, input_ids: torch.Tensor, training: bool = False) -> float:
+    """FLOPs of one forward pass without a cache, in evaluation mode or as in training."""
     with evaluating(model):
+        model.train(training)
         return executed_flops(lambda: model(input_ids, use_cache=False))
 
 
@@ -54,19 +55,16 @@ def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input
         routing = model(input_ids, use_cache=False, output_routing=True).routing
     batch_size, seq_len = input_ids.shape
     planned, full = model.flops(batch_size, seq_len, routing), twin.flops(batch_size, seq_len)
+    executed, trained = (
+        executed_forward_flops(model, input_ids, training) / executed_forward_flops(twin, input_ids, training)
+        for training in (False, True)
+    )
     return {
         "attention_ratio": planned.attention / full.attention,
         "total_ratio": planned.total / full.total,
-        "executed_ratio": executed_forward_flops(model, input_ids) / executed_forward_flops(twin, input_ids),
-        "training_ratio": _training_flops(model, input_ids) / _training_flops(twin, input_ids),
+        "executed_ratio": executed,
+        "training_ratio": trained,
     }
-
-
-def _training_flops(model: nn.Module, input_ids: torch.Tensor) -> float:
-    """FLOPs of one forward pass as in training."""
-    with evaluating(model):
-        model.train()
-        return executed_flops(lambda: model(input_ids, use_cache=False))
 
 
 def _fft_formulas() -> dict[Any, Callable[..., float]]:

@@ -7,6 +7,7 @@ Shapes: B batch, T tokens, V outputs per token, O operators.
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from chiaroscuro.flops import executed_forward_flops
-from chiaroscuro.ops.evaluating import uncompiled
-from chiaroscuro.routing import RoutedMixer, Routing, ThresholdRouter, starving, utilisation
+from chiaroscuro.routing import RoutedMixer, Routing, starving, threshold_routers, utilisation
+from chiaroscuro.routing.evaluating import uncompiled
 
 ROWS, TOKENS = 3, 40  # what the checks that take a gradient per token look at
 SAME = 1e-6  # in standard deviations of the outputs; the models are run in float64, some round to float32 on their way
@@ -154,12 +155,14 @@ def _sparse_is_dense(model: nn.Module, ids_BT: Tensor) -> Verdict:
         return None, "no layer sends each token to one operator"
     before = [layer.dispatch for layer in layers]
     found = {}
-    for way in ("sparse", "dense"):
-        for layer in layers:
+    try:
+        for way in ("sparse", "dense"):
+            for layer in layers:
+                layer.dispatch = way
+            found[way] = _outputs(model, input_ids=_few(ids_BT))
+    finally:
+        for layer, way in zip(layers, before, strict=True):
             layer.dispatch = way
-        found[way] = _outputs(model, input_ids=_few(ids_BT))
-    for layer, way in zip(layers, before, strict=True):
-        layer.dispatch = way
     apart = _apart(found["sparse"], found["dense"])
     return apart <= SAME, f"{len(layers)} layers, outputs {apart:.1e} deviations apart"
 
@@ -210,10 +213,10 @@ def _thresholds_fit(model: nn.Module, ids_BT: Tensor) -> Verdict:
                 share - quantile
             )
 
-    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, ThresholdRouter)]
-    _outputs(model, input_ids=ids_BT)
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as stack:
+        for router in threshold_routers(model):
+            stack.enter_context(router.register_forward_pre_hook(look))
+        _outputs(model, input_ids=ids_BT)
     if not apart:
         return None, "no router has thresholds"
     worst = max(apart, key=lambda name: apart[name])
@@ -235,10 +238,10 @@ def _no_operator_starves(model: nn.Module, ids_BT: Tensor) -> Verdict:
         if starving(q_O, layer.operators):
             starved.append(least[-1][1])
 
-    hooks = [layer.register_forward_hook(look) for layer in _routed(model)]
-    _outputs(model, input_ids=ids_BT)
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as stack:
+        for layer in _routed(model):
+            stack.enter_context(layer.register_forward_hook(look))
+        _outputs(model, input_ids=ids_BT)
     if not least:
         return None, "no layer has a choice"
     return not starved, ", ".join(starved) or f"the least: {min(least)[1]}"

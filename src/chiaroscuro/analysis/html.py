@@ -5,6 +5,7 @@ writing.
 """
 
 from html import escape
+from statistics import fmean
 from typing import Literal, get_args
 
 from chiaroscuro.analysis.render import colour, describe, ink, visible
@@ -32,7 +33,7 @@ def fragment(route: TextRoute, by: Colouring = "operator", waiting: str = "") ->
     that was not read yet."""
     rows = "".join(_row(route, layer, by, waiting) for layer in route.layers)
     costs = _costs(route) if isinstance(route, Reading) else ""
-    gate = "" if route.meta_gate is None else f"<p>MetaRouter gate of layer 1: mean {_mean(route.meta_gate):.3f}</p>"
+    gate = "" if route.meta_gate is None else f"<p>MetaRouter gate of layer 1: mean {fmean(route.meta_gate):.3f}</p>"
     return f'<style>{STYLE}</style><div class="route">{_key(route, by)}{rows}{gate}{costs}</div>'
 
 
@@ -92,8 +93,7 @@ def _told(route: TextRoute, layer: LayerRoute, index: int) -> str:
 
 def _key(route: TextRoute, by: Colouring) -> str:
     if by == "operator":
-        operators = dict.fromkeys(name for layer in route.layers for name in layer.operators)
-        swatches = [(name, colour(name)) for name in operators]
+        swatches = [(name, colour(name)) for name in route.operators]
     else:
         told = "of the layer" if by == "entropy" else "of the text"
         swatches = [(f"lowest {by} {told}", _shade(0.0)), (f"highest {by} {told}", _shade(1.0))]
@@ -121,7 +121,3 @@ def _flops(spent: Spent) -> dict[str, str]:
 
 def _beside(flops: float, full: float) -> str:
     return f"{flops / 1e6:.2f} million, {flops / full:.3f} of full attention, {(full - flops) / 1e6:+.2f} million saved"
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -7,6 +7,7 @@ vision.
 import unicodedata
 import warnings
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -42,8 +43,7 @@ def visible(token: str) -> str:
 
 def terminal(route: TextRoute) -> Group:
     """A legend, then each layer: its shares and mean entropy, and the text coloured by operator."""
-    operators = list(dict.fromkeys(operator for layer in route.layers for operator in layer.operators))
-    parts = [Text.assemble(*(piece for name in operators for piece in ((f" {name} ", _style(name)), "  ")))]
+    parts = [Text.assemble(*(piece for name in route.operators for piece in ((f" {name} ", _style(name)), "  ")))]
     for layer in route.layers:
         parts.append(Text(f"\n{describe(layer)}", style="bold"))
         line = Text()
@@ -51,7 +51,7 @@ def terminal(route: TextRoute) -> Group:
             line.append(visible(token), _style(layer.operators[choice]))
         parts.append(line)
     if route.meta_gate is not None:
-        parts.append(Text(f"\nMetaRouter gate of the first layer: mean {_mean(route.meta_gate):.3f}"))
+        parts.append(Text(f"\nMetaRouter gate of the first layer: mean {fmean(route.meta_gate):.3f}"))
     return Group(*parts)
 
 
@@ -61,7 +61,7 @@ def describe(layer: LayerRoute) -> str:
     if not layer.entropy:
         return f"layer {layer.layer + 1}: {shares} (no choice)"
     low, high = min(layer.entropy), max(layer.entropy)
-    return f"layer {layer.layer + 1}: {shares}; entropy {_mean(layer.entropy):.3f} ({low:.3f} to {high:.3f})"
+    return f"layer {layer.layer + 1}: {shares}; entropy {fmean(layer.entropy):.3f} ({low:.3f} to {high:.3f})"
 
 
 def png(route: TextRoute, path: Path, width: int = 96) -> None:
@@ -95,7 +95,7 @@ def png(route: TextRoute, path: Path, width: int = 96) -> None:
         write(x, y, text, background)
 
     x = 0
-    for operator in dict.fromkeys(operator for layer in route.layers for operator in layer.operators):
+    for operator in route.operators:
         box(x, 0.5, f" {operator} ", operator)
         x += len(operator) + 4
     y = 1
@@ -133,7 +133,3 @@ def _lines(tokens: list[str], width: int) -> list[list[tuple[int, int, str]]]:
 
 def _style(operator: str) -> str:
     return f"{ink(colour(operator))} on {colour(operator)}"
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, V vocabulary.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,8 +66,10 @@ class TextRoute:
     layers: list[LayerRoute]
     meta_gate: list[float] | None
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def operators(self) -> list[str]:
+        """Those of all layers."""
+        return list(dict.fromkeys(name for layer in self.layers for name in layer.operators))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification
-from chiaroscuro.ops import noise_entropy
+from chiaroscuro.ops import noise_deviation, noise_entropy
 from chiaroscuro.routing import starving
 from chiaroscuro.training import METRICS, Run, task_of
 
@@ -50,13 +50,13 @@ def training_figures(folder: Path) -> dict[str, Figure]:
 def entropy_figure(model: ChiarForCausalLM | ChiarForSequenceClassification, ids_BT: Tensor) -> Figure | None:
     """The entropies that each layer with a choice sees on `ids_BT`, with those of noise; None where no layer has one.
 
-    White noise of D channels has entropies of about normal distribution, of deviation 1 / (sqrt(D) ln D).
+    White noise has entropies of about normal distribution.
     """
     traces = model.model(ids_BT, use_cache=False, output_routing=True).routing
     if not traces:
         return None
     D = model.config.hidden_size
-    expected, deviation = noise_entropy(D), 1 / (math.sqrt(D) * math.log(D))
+    expected, deviation = noise_entropy(D), noise_deviation(D)
     figure = Figure(figsize=(7, 1.0 + 1.7 * len(traces)), layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(traces), 1, sharex=True, squeeze=False)[:, 0])
     for axes, trace in zip(panels, traces, strict=True):

@@ -105,9 +105,8 @@ def _entropies(model: ChiarForCausalLM, ids_BT: Tensor) -> dict[int, tuple[np.nd
 def _given(model: ChiarForCausalLM, layer: ChiarLayer, ids_BT: Tensor) -> np.ndarray:
     """What the router of a layer is given for each token but the last of its window, (B, T - 1, D)."""
     seen: list[Tensor] = []
-    hook = layer.mixer.register_forward_pre_hook(lambda mixer, args: seen.append(args[0]))
-    model.model(ids_BT, use_cache=False)
-    hook.remove()
+    with layer.mixer.register_forward_pre_hook(lambda mixer, args: seen.append(args[0])):
+        model.model(ids_BT, use_cache=False)
     return seen[0][:, :-1].double().numpy()
 
 

@@ -4,11 +4,9 @@ Each answers in HTML or figures; what is wrong with a question, or with a run fo
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from html import escape
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -64,32 +62,22 @@ def told(message: str) -> str:
     return f'<p role="status">{escape(message)}</p>'
 
 
-def plainly(answer: Callable[..., str]) -> Callable[..., str]:
-    """What is wrong becomes the answer."""
-
-    @wraps(answer)
-    def answered(*arguments: Any) -> str:
-        try:
-            return answer(*arguments)
-        except (ValueError, OSError) as error:
-            return told(str(error))
-
-    return answered
-
-
-@plainly
 def read(shelf: Shelf, name: str, text: str, by: Colouring, change: Change) -> str:
     """The coloured text, and what the change changed."""
     if name == NOBODY or not text:
         return ""
-    with shelf.alone():
-        run = shelf.take(name)
-        text, notice = _cut(run, text)
-        before = route_text(run.model, run.tokenizer, text)
-        if change.nothing:
-            return notice + fragment(before, by)
-        after = route_text(run.model, run.tokenizer, text, change.fraction, change.force)
-        return notice + _difference(before, after) + _next(run, text, change, len(after.tokens)) + fragment(after, by)
+    try:
+        with shelf.alone():
+            run = shelf.take(name)
+            text, notice = _cut(run, text)
+            before = route_text(run.model, run.tokenizer, text)
+            if change.nothing:
+                return notice + fragment(before, by)
+            after = route_text(run.model, run.tokenizer, text, change.fraction, change.force)
+            changed = _difference(before, after) + _next(run, text, change, len(after.tokens))
+            return notice + changed + fragment(after, by)
+    except (ValueError, OSError) as error:
+        return told(str(error))
 
 
 def curve(shelf: Shelf, name: str, text: str) -> Figure:

@@ -171,6 +171,6 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         {
             OURS: forward_only(lambda: planned(HALF)),
             ENTROPY: forward_only(lambda: planned(THRESHOLD)),
-            FULL: lambda: full.mixer.flops([Work.dense(B, T)]).total,
+            FULL: lambda: full.mixer.flops([Work.expected(B, T)]).total,
         },
     )

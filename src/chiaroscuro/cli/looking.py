@@ -1,5 +1,6 @@
 """Commands that show what a model does: route, tokens, plot, app."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ def route(
     if html is not None:
         html.write_text(analysis.page(routed, f"{run}: where tokens go", by), encoding="utf-8")
     if as_json:
-        console.print_json(data=routed.as_dict())
+        console.print_json(data=asdict(routed))
     else:
         console.print(analysis.terminal(routed))
 

@@ -10,8 +10,8 @@ from chiaroscuro.data import LabelledSequences, RecallExamples, pad_batch
 from chiaroscuro.data.recall import NO_ANSWER
 from chiaroscuro.evaluation.perplexity import Evaluation, ShareCounter
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification
-from chiaroscuro.ops.evaluating import evaluating
 from chiaroscuro.progress import tracked
+from chiaroscuro.routing.evaluating import evaluating
 
 
 def evaluate_classifier(

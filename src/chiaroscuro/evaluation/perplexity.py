@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from chiaroscuro.data import TokenWindows
 from chiaroscuro.modeling import ChiarForCausalLM, RoutingTrace
-from chiaroscuro.ops.evaluating import evaluating
 from chiaroscuro.progress import tracked
+from chiaroscuro.routing.evaluating import evaluating
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from chiaroscuro.evaluation.perplexity import Evaluation, bits_per_byte
-from chiaroscuro.ops.evaluating import evaluating
 from chiaroscuro.progress import tracked
+from chiaroscuro.routing.evaluating import evaluating
 
 
 def evaluate_sliding(

@@ -27,6 +27,8 @@ class AttentionMixer(Mixer):
     attention implementation of the configuration is used (transformers' attention interface), SDPA by default.
     """
 
+    remembers = True
+
     def __init__(
         self,
         hidden_size: int,
@@ -72,7 +74,7 @@ class AttentionMixer(Mixer):
         asking = x_BTD if chosen is None else chosen.take(x_BTD)
         k, v = self._keys_and_values(x_BTD if among is None else asking, among, context)
         past = k.shape[2] - (x_BTD.shape[1] if among is None else among.Q)
-        q = self._heads(self.query(asking), context.rotary, chosen)
+        q = lay_out_heads(self._split(self.query(asking)), context.rotary, chosen)
         mask = None if self.keys == "routed" else context.attention_mask  # which is one over all tokens
         if x_BTD.shape[1] == 1 and usable_BK is None and mask is None:
             # One token per row sees whatever there is.
@@ -114,16 +116,11 @@ class AttentionMixer(Mixer):
         if among is None:
             tokens, rotary = recall(context.state, tokens, rotary)
         k, v = self.key_value(tokens).chunk(2, dim=-1)
-        return append(context.state, self._heads(k, rotary, among), self._heads(v, None, among))
+        heads = lay_out_heads(self._split(k), rotary, among), lay_out_heads(self._split(v), None, among)
+        return append(context.state, *heads)
 
-    def _heads(self, rows: Tensor, rotary: tuple[Tensor, Tensor] | None, chosen: Chosen | None) -> Tensor:
-        """Split channels into heads, turn them by their positions, and lay them out as (B, N, T or Q, H)."""
-        heads = rows.unflatten(-1, (self.num_heads, self.head_dim))
-        heads = (heads if chosen is None else chosen.pad(heads)).transpose(1, 2)
-        if rotary is None:
-            return heads
-        cos, sin = rotary if chosen is None else (chosen.pad(chosen.take(table)) for table in rotary)
-        return rotate(heads, cos.unsqueeze(1), sin.unsqueeze(1))
+    def _split(self, channels: Tensor) -> Tensor:
+        return channels.unflatten(-1, (self.num_heads, self.head_dim))
 
     def _visible(self, x_BTD: Tensor, chosen: Chosen | None, among: Chosen | None, past: int, K: int) -> Tensor:
         """How many leading keys each query may see, (B, Q)."""
@@ -167,8 +164,14 @@ class AttentionMixer(Mixer):
         projections = 2 * linear_flops(work.chosen, D, D) + linear_flops(keys, D, 2 * D)
         return Flops(attention=2 * linear_flops(work.pairs, D, 1), mixing=projections)
 
-    def state_size(self, length: int) -> int:
-        return 2 * length * self.hidden_size
+
+def lay_out_heads(rows: Tensor, rotary: tuple[Tensor, Tensor] | None, chosen: Chosen | None) -> Tensor:
+    """(B, T, N, H), or (M, N, H) of chosen tokens, turned by their positions and laid out as (B, N, T or Q, H)."""
+    heads = (rows if chosen is None else chosen.pad(rows)).transpose(1, 2)
+    if rotary is None:
+        return heads
+    cos, sin = rotary if chosen is None else (chosen.pad(chosen.take(table)) for table in rotary)
+    return rotate(heads, cos.unsqueeze(1), sin.unsqueeze(1))
 
 
 def _nothing_wanted(context: Context) -> bool:

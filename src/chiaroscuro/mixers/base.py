@@ -74,6 +74,7 @@ class Mixer(nn.Module, ABC):
     """
 
     causal: bool = True
+    remembers: bool = False  # whether tokens that go elsewhere must be shown to it, since later ones may see them
 
     @classmethod
     @abstractmethod
@@ -89,15 +90,10 @@ class Mixer(nn.Module, ABC):
         """Forward FLOPs of `work`, by the convention of `chiaroscuro.mixers.flops`."""
 
     def remember(self, x_BTD: Tensor, context: Context) -> None:
-        """Take note of tokens that all go to another operator, which later ones may see: what calling it with none of
-        them chosen does. Where that makes more than a note, override it."""
+        """Update the state for tokens that were all routed elsewhere, as calling it with none of them chosen does;
+        override it where that can be cheaper."""
         B, T = x_BTD.shape[:2]
         self(x_BTD, Chosen.none(B, T, x_BTD.device), context)
-
-    def state_size(self, length: int) -> int:
-        """How many numbers of `state` tell of `length` tokens of a sequence, all of them chosen; room to grow and a
-        count of a few bytes left out. An operator of which it is zero is not shown tokens that go elsewhere."""
-        return 0
 
     def reset_parameters(self) -> None:
         """Set parameters and buffers held by this module itself, not by its children, to their starting values.

@@ -53,18 +53,12 @@ class Work:
     by_matrix: bool = False
 
     @classmethod
-    def dense(cls, batch_size: int, length: int, causal: bool = True, spectrum: bool = False, past: int = 0) -> "Work":
-        """Every token chosen."""
-        return cls.expected(batch_size, length, 1.0, causal=causal, spectrum=spectrum, past=past)
-
-    @classmethod
     def expected(
         cls,
         batch_size: int,
         length: int,
-        share: float,
+        share: float = 1.0,
         routed_keys: bool = False,
-        causal: bool = True,
         spectrum: bool = False,
         past: int = 0,
     ) -> "Work":
@@ -72,9 +66,8 @@ class Work:
         keys."""
         tokens, chosen = batch_size * length, share * batch_size * length
         of_past, of_new = (share * past, share * length) if routed_keys else (past, length)
-        seen = of_past + ((of_new + 1) / 2 if causal else of_new)
         keys = batch_size * of_new
-        return cls(tokens, chosen, keys, chosen * seen, 1 if past else length, spectrum)
+        return cls(tokens, chosen, keys, chosen * (of_past + (of_new + 1) / 2), 1 if past else length, spectrum)
 
     @classmethod
     def measured(
@@ -82,14 +75,13 @@ class Work:
         mask_BT: Tensor,
         valid_BT: Tensor,
         routed_keys: bool = False,
-        causal: bool = True,
         spectrum: bool = False,
         past: int = 0,
     ) -> "Work":
         """The tokens of `mask_BT` chosen, of which with `routed_keys` each serves as key, and otherwise all valid
         ones."""
         key_BT = mask_BT if routed_keys else valid_BT
-        seen_BT = key_BT.cumsum(1) if causal else key_BT.sum(1, keepdim=True)
+        seen_BT = key_BT.cumsum(1)
         tokens, chosen, keys, pairs = (
             float(x_BT[:, past:].sum()) for x_BT in (valid_BT, mask_BT, key_BT, seen_BT * mask_BT)
         )

@@ -28,6 +28,8 @@ class RBFMixer(Mixer):
     gamma |x - mean|^2 is a few units at most; far beyond, a token is left with its own value.
     """
 
+    remembers = True
+
     def __init__(self, hidden_size: int, features: int = 64, causal: bool = True):
         super().__init__()
         self.hidden_size = hidden_size
@@ -80,6 +82,3 @@ class RBFMixer(Mixer):
         queries = work.chosen * (whole_chunks if work.chosen == work.tokens else 1)
         reading = linear_flops(queries, F, U) + linear_flops(queries, F, chunk) + linear_flops(queries, chunk, U)
         return Flops(mixing=projections + directions * (summing + reading))
-
-    def state_size(self, length: int) -> int:
-        return self.features * (self.hidden_size + 1)

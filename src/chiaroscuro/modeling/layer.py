@@ -71,6 +71,7 @@ class PostNorm(Mixer):
         self.mixer = mixer
         self.norm = norm
         self.causal = mixer.causal
+        self.remembers = mixer.remembers
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
@@ -85,9 +86,6 @@ class PostNorm(Mixer):
 
     def flops(self, work: Work) -> Flops:
         return self.mixer.flops(work)
-
-    def state_size(self, length: int) -> int:
-        return self.mixer.state_size(length)
 
 
 class ChiarLayer(GradientCheckpointingLayer):
@@ -163,7 +161,7 @@ class ChiarLayer(GradientCheckpointingLayer):
         with the share that the router is to give it."""
         count, router = len(self.mixer.operators), self.mixer.router
         spectrum = router is not None and router.reads_entropy
-        dense = Work.dense(batch_size, length, spectrum=spectrum, past=past)
+        dense = Work.expected(batch_size, length, spectrum=spectrum, past=past)
         if router is None or not self.mixer.sparse:
             works = [dense] * count
         elif trace is None:

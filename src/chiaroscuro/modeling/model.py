@@ -215,7 +215,7 @@ class ChiarModel(ChiarPreTrainedModel):
             )
         size = self.embed_tokens.num_embeddings
         # On an accelerator the embedding's own assertion answers; looking here would stall the stream.
-        if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = int(input_ids.min()), int(input_ids.max())
             if low < 0 or high >= size:
                 raise ValueError(

@@ -13,14 +13,16 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from chiaroscuro.mixers import NO_CONTEXT, Context, Flops, Mixer, Work
+from chiaroscuro.mixers.attention import lay_out_heads
 from chiaroscuro.mixers.flops import linear_flops
-from chiaroscuro.ops import Chosen, chosen_attention, rotate
+from chiaroscuro.ops import Chosen, chosen_attention
 
 
 class OwnAttention(Mixer):
     """A subclass knows one way in which such modules are built. width, heads, key_heads: channels of the model, heads
     of queries, and of keys and values."""
 
+    remembers = True
     width: int
     heads: int
     key_heads: int
@@ -67,11 +69,11 @@ class OwnAttention(Mixer):
         B, T = x_BTD.shape[:2]
         past = _seen(context.cache, self.attention.layer_idx)
         k, v = self.key_value(x_BTD)
-        k, v = _heads(k, context.rotary, None), _heads(v, None, None)
+        k, v = lay_out_heads(k, context.rotary, None), lay_out_heads(v, None, None)
         if context.cache is not None:
             k, v = context.cache.update(k, v, self.attention.layer_idx)
         rows = x_BTD if chosen is None else chosen.take(x_BTD)
-        q = _heads(self.query(rows), context.rotary, chosen)
+        q = lay_out_heads(self.query(rows), context.rotary, chosen)
         if chosen is None:
             visible_BQ = past + 1 + torch.arange(T, device=x_BTD.device).expand(B, T)
         else:
@@ -96,9 +98,6 @@ class OwnAttention(Mixer):
         D, H = self.width, self.attention.head_dim
         projections = linear_flops(work.chosen, D, self.heads * H) + linear_flops(work.keys, D, self.key_heads * H)
         return Flops(attention=2 * linear_flops(work.pairs, self.heads * H, 1), mixing=2 * projections)
-
-    def state_size(self, length: int) -> int:
-        return 2 * length * self.key_heads * self.attention.head_dim
 
 
 class LlamaStyle(OwnAttention):
@@ -166,15 +165,6 @@ class GPT2Style(OwnAttention):
         if type(layer) is not Conv1D or layer.weight.is_meta:
             return layer(rows)[..., columns]
         return linear(rows, layer.weight[:, columns].T, layer.bias[columns])
-
-
-def _heads(rows: Tensor, rotary: tuple[Tensor, Tensor] | None, chosen: Chosen | None) -> Tensor:
-    """(B, T, N, H), or (M, N, H) of chosen tokens, turned by their positions and laid out as (B, N, T or Q, H)."""
-    heads = (rows if chosen is None else chosen.pad(rows)).transpose(1, 2)
-    if rotary is None:
-        return heads
-    cos, sin = rotary if chosen is None else (chosen.pad(chosen.take(table)) for table in rotary)
-    return rotate(heads, cos.unsqueeze(1), sin.unsqueeze(1))
 
 
 def _seen(cache: Any, layer: int) -> Any:

@@ -18,8 +18,8 @@ from chiaroscuro.mixers import Context, DCTMixer, Mixer, NothingMixer
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model
 from chiaroscuro.modeling.own_attention import GPT2Style, LlamaStyle, OwnAttention
 from chiaroscuro.ops.accelerator import without_autocast
-from chiaroscuro.ops.evaluating import evaluating
-from chiaroscuro.routing import RoutedMixer, ThresholdRouter, calibrate, check_share
+from chiaroscuro.routing import RoutedMixer, ThresholdRouter, at_share, calibrate, check_share, threshold_routers
+from chiaroscuro.routing.evaluating import evaluating
 
 SETTINGS = "chiaroscuro"  # where the configuration says what was done to the model
 Light = Literal["none", "dct"]
@@ -72,10 +72,9 @@ def retrofit(
 def _refuse_weights(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A hook of models: raises ValueError where they are asked for weights of attention that there are not."""
     asked = kwargs.get("output_attentions")
-    if asked or (asked is None and model.config.output_attentions):
-        routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
-        if any(router.share != 1.0 for router in routers):
-            raise ValueError("output_attentions: a retrofitted layer has no weights for the tokens that do not attend")
+    wanted = model.config.output_attentions if asked is None else asked
+    if wanted and any(router.share != 1.0 for router in threshold_routers(model)):
+        raise ValueError("output_attentions: a retrofitted layer has no weights for the tokens that do not attend")
 
 
 def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> None:
@@ -83,7 +82,7 @@ def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> Non
     found on `input_ids_BT`, some thousand tokens of held-out text. Raises ValueError for a share outside [0, 1] and for
     a model that was not retrofitted."""
     check_share(share)
-    routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
+    routers = threshold_routers(model)
     if not routers or not hasattr(model.config, SETTINGS):
         raise ValueError(f"this {type(model).__name__} was not retrofitted")
     before = [(router, router.share, router.thresholds.tolist()) for router in routers]
@@ -116,9 +115,8 @@ def load_retrofitted(folder: Path | str, **kwargs: Any) -> PreTrainedModel:
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             super().__init__(config, *args, **kwargs)
             retrofit(self, settings["layers"], settings["light"], check=False)
-            for router in self.modules():
-                if isinstance(router, ThresholdRouter):
-                    router.share = settings["share"]
+            for router in threshold_routers(self):
+                router.share = settings["share"]
             setattr(self.config, SETTINGS, settings)
 
     model = load_model(Retrofitted, Path(folder), config, **kwargs)
@@ -195,20 +193,19 @@ def _leave(attention: Any) -> None:
 
 def _check_same(model: PreTrainedModel) -> None:
     """Raises ValueError when routed attention, asked for every token, is not what the model computes by itself."""
-    routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
+    routers = threshold_routers(model)
     ids_BT = torch.arange(2 * 24, device=model.device).view(2, 24) % model.config.vocab_size
     with evaluating(model), without_autocast(model.device):
         own = model(ids_BT, use_cache=False).logits
         for router in routers:
-            router.share, thresholds = 0.5, router.thresholds.tolist()
-            router.set_thresholds(-1.0, -1.0)  # below every entropy
+            router.share = 0.5  # at a share of one the module's own attention would answer
         try:
-            routed = model(ids_BT, use_cache=False).logits
+            with at_share(model, 1.0):
+                routed = model(ids_BT, use_cache=False).logits
         except RuntimeError as error:
             raise ValueError(f"{type(model).__name__} computes its attention in another way: {error}") from error
         for router in routers:
             router.share = 1.0
-            router.set_thresholds(*thresholds)
     apart = float((routed - own).abs().max() / own.std())
     coarse = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     if not apart < (APART_IN_HALF if coarse else APART.get(model.dtype, APART_IN_HALF)):

@@ -9,7 +9,7 @@ from chiaroscuro.ops.checks import NotFinite
 from chiaroscuro.ops.chosen import Chosen
 from chiaroscuro.ops.convolution import short_convolution
 from chiaroscuro.ops.dct import dct, filtered_idct, idct, packed_dct
-from chiaroscuro.ops.entropy import noise_entropy, packed_dct_and_entropy, spectral_entropy
+from chiaroscuro.ops.entropy import noise_deviation, noise_entropy, packed_dct_and_entropy, spectral_entropy
 from chiaroscuro.ops.rbf import median_bandwidth, random_frequencies, rbf_feature_mix, rbf_features, rbf_kernel, rbf_mix
 from chiaroscuro.ops.rope import rotary_tables, rotate
 
@@ -21,6 +21,7 @@ __all__ = [
     "filtered_idct",
     "idct",
     "median_bandwidth",
+    "noise_deviation",
     "noise_entropy",
     "packed_attention",
     "packed_dct",

@@ -167,7 +167,17 @@ def noise_entropy(D: int) -> float:
     entropy is known in closed form. For large D this is 1 - 0.7296 / ln D, the value around which the paper's
     thresholds lie.
     """
-    if D < 2:
-        raise ValueError(f"noise_entropy: needs at least two channels, got {D}")
+    _check_noise(D)
     digamma = torch.digamma(torch.tensor([D / 2 + 1, 1.5], dtype=torch.float64, device="cpu"))
     return float(digamma[0] - digamma[1]) / math.log(D)
+
+
+def noise_deviation(D: int) -> float:
+    """Standard deviation of the same, approximately: 1 / (sqrt(D) ln D)."""
+    _check_noise(D)
+    return 1 / (math.sqrt(D) * math.log(D))
+
+
+def _check_noise(D: int) -> None:
+    if D < 2:
+        raise ValueError(f"the entropy of noise needs at least two channels, got {D}")

@@ -11,6 +11,7 @@ from chiaroscuro.routing.router import (
     Router,
     ThresholdRouter,
     router_class,
+    threshold_routers,
 )
 from chiaroscuro.routing.thresholds import check_share, check_thresholds, noise_thresholds
 
@@ -33,6 +34,7 @@ __all__ = [
     "noise_thresholds",
     "router_class",
     "starving",
+    "threshold_routers",
     "utilisation",
     "utilisation_entropy",
 ]

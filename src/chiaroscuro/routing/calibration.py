@@ -7,6 +7,7 @@ and move during training.
 Shapes: B batch, T tokens, D model channels.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from chiaroscuro.mixers import Mixer
 from chiaroscuro.ops.accelerator import most_precise
-from chiaroscuro.ops.evaluating import evaluating, uncompiled
-from chiaroscuro.routing.router import ThresholdRouter
+from chiaroscuro.routing.evaluating import evaluating, uncompiled
+from chiaroscuro.routing.router import threshold_routers
 from chiaroscuro.routing.thresholds import between
 
 
@@ -52,13 +53,11 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     def fit(mixer: Any, args: tuple[Tensor, ...]) -> None:
         mixer.fit(args[0])
 
-    hooks = [m.register_forward_pre_hook(set_thresholds) for m in model.modules() if isinstance(m, ThresholdRouter)]
+    hooks = [router.register_forward_pre_hook(set_thresholds) for router in threshold_routers(model)]
     if fit_mixers:
         hooks += [m.register_forward_pre_hook(fit) for m in model.modules() if isinstance(m, Mixer)]
-    try:
-        with evaluating(model), uncompiled(model):
-            model(input_ids_BT)
-    finally:
+    with evaluating(model), uncompiled(model), ExitStack() as stack:
         for hook in hooks:
-            hook.remove()
+            stack.enter_context(hook)
+        model(input_ids_BT)
     return found

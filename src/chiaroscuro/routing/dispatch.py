@@ -93,7 +93,7 @@ def _dispatch_one(
     not go to are shown it only if they remember tokens."""
     taken = int(routing.choice_BT)
     for index, module in enumerate(modules):
-        if index != taken and module.state_size(1):
+        if index != taken and module.remembers:
             module.remember(x_BTD, context_of(index))
     return modules[taken](x_BTD, None, context_of(taken))
 

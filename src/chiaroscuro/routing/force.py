@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from chiaroscuro.routing.router import Router, ThresholdRouter
+from chiaroscuro.routing.router import Router, threshold_routers
 from chiaroscuro.routing.thresholds import check_share
 
 
@@ -32,7 +32,7 @@ def at_share(model: nn.Module, share: float) -> Iterator[None]:
     the highest scores, to its last operator, and the others to its first; tokens of equal score are not parted. Raises
     ValueError for a share outside [0, 1]."""
     check_share(share)
-    routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
+    routers = threshold_routers(model)
     before = [(router.share_at_hand, router.thresholds.tolist()) for router in routers]
     for router in routers:
         router.share_at_hand = share

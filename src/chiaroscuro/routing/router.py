@@ -18,7 +18,8 @@ from chiaroscuro.routing.thresholds import between, check_share, check_threshold
 
 
 class Router(nn.Module, ABC):
-    """Gates over O operators, listed from the cheapest to the dearest.
+    """Gates over O operators, two at the least, listed from the cheapest to the dearest. Raises ValueError for fewer or
+    more than it can choose between.
 
     hard: each token goes to one operator, so the others need not be run for it.
     learned: the gates carry gradient. explores: in training some tokens go to several operators.
@@ -34,6 +35,11 @@ class Router(nn.Module, ABC):
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):
         super().__init__()
+        if not 2 <= num_operators <= (self.most_operators or num_operators):
+            raise ValueError(
+                f"{type(self).__name__} takes 2 to {self.most_operators or 'any number of'} operators, not "
+                f"{num_operators}"
+            )
         self.hidden_size = hidden_size
         self.num_operators = num_operators
         self.layer = layer
@@ -105,8 +111,6 @@ class ThresholdRouter(BudgetRouter):
         high: float | None = None,
     ):
         super().__init__(hidden_size, num_operators, layer, share)
-        if num_operators not in (2, 3):
-            raise ValueError(f"a router with thresholds chooses between two or three operators, not {num_operators}")
         noise_low, noise_high = noise_thresholds(hidden_size)
         self.start = (noise_low if low is None else low, noise_high if high is None else high)
         self.share_at_hand: float | None = None  # of the tokens at hand, that thresholds are put below (`at_share`)
@@ -159,6 +163,11 @@ class ThresholdRouter(BudgetRouter):
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
+def threshold_routers(model: nn.Module) -> list[ThresholdRouter]:
+    """The routers of a model that decide by thresholds."""
+    return [module for module in model.modules() if isinstance(module, ThresholdRouter)]
+
+
 class _Precise(nn.Linear):
     """In float32 at least: in half precision scores, and entropies, would fall together. Called as a module, so that
     its weight is there where weights are kept elsewhere until they are needed."""
@@ -182,8 +191,6 @@ class LearnedRouter(ThresholdRouter):
     most_operators = 2
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):
-        if num_operators != 2:
-            raise ValueError(f"the learned router chooses between two operators, not {num_operators}")
         super().__init__(hidden_size, num_operators, layer, share, low=0.0, high=0.0)
         self.linear = _Precise(hidden_size, 1, bias=False)
 

@@ -70,14 +70,10 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
         raise ValueError("weights and optimiser are spread over GPUs only (accelerate has no FSDP on the CPU)")
     if plan.mixed and ranks().num_processes > 1:
         raise ValueError("a run with further tasks (mixed) is trained by one process")
+    if resume:
+        on_first(lambda: started_plan(out))  # before anything is made where there is none
     with ExitStack() as stack:
-
-        def be_alone() -> None:
-            if resume:
-                started_plan(out)  # of which nothing is to be made where there is none
-            stack.enter_context(alone_in(out))
-
-        on_first(be_alone)
+        on_first(lambda: stack.enter_context(alone_in(out)))
         results = on_first(lambda: _finished(plan, out)) if resume else None
         if results is None:
             results = _train(plan, config, task, out, resume, sharded)

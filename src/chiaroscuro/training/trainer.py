@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from chiaroscuro.modeling import set_share
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.progress import bar
-from chiaroscuro.routing import ThresholdRouter, calibrate, utilisation, utilisation_entropy
+from chiaroscuro.routing import calibrate, threshold_routers, utilisation, utilisation_entropy
 from chiaroscuro.training.checkpoints import DRAFTS, discard_drafts, last_whole, settle
 from chiaroscuro.training.folder import seconds_trained
 from chiaroscuro.training.ranks import ranks
@@ -181,8 +181,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        routers = [module for module in kwargs["model"].modules() if isinstance(module, ThresholdRouter)]
-        thresholds = {str(router.layer): router.thresholds.tolist() for router in routers}
+        thresholds = {str(router.layer): router.thresholds.tolist() for router in threshold_routers(kwargs["model"])}
         line: dict[str, Any] = {"step": state.global_step, "seconds": time.perf_counter() - self.start}
         line |= {name: value for name, value in (logs or {}).items() if not name.startswith(OF_THIS_PROCESS)}
         line |= {"thresholds": thresholds} if thresholds else {}
@@ -221,8 +220,3 @@ class Bar(TrainerCallback):
     ) -> None:
         if logs and "loss" in logs:
             self.progress.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.progress.stop()
