@@ -84,7 +84,7 @@ def evaluate(
 
 
 def bits_per_byte(nats: float, predicted: np.ndarray, token_bytes: np.ndarray | None) -> float | None:
-    """Of the text behind tokens of which each id was `predicted` so many times; None where it is not known."""
+    """From summed nats and how often each id was predicted; None where the bytes behind the ids are not known."""
     ids = predicted.nonzero()[0]
     text_bytes = 0 if token_bytes is None else int(token_bytes[ids] @ predicted[ids])
     return nats / math.log(2) / text_bytes if text_bytes else None

@@ -3,8 +3,7 @@
 transformers builds a cache from `config.layer_types`; the layer type "chiaroscuro" is this one. It holds, per
 operator, a dictionary of tensors with the batch as first axis, which the operator reads and replaces
 (`Context.state`): keys and values for attention, possibly of chosen tokens only, a running sum for RBF mixing,
-nothing for the DCT. What is remembered cannot be made fixed in size, nor shorter: sums do not tell of what they were
-made.
+nothing for the DCT. It can be neither made beforehand in full size nor cropped: a running sum cannot be undone.
 """
 
 from collections import defaultdict

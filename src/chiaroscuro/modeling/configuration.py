@@ -34,7 +34,7 @@ _NUMBERS = {
     "dct_filter_start": -sys.float_info.max,
 }
 LAYERS = 4
-_OF_ROUTING = {  # what full attention has no use for
+_OF_ROUTING = {  # what a twin does not inherit
     *("recipe", "layer_operators", "router", "routed_share", "tau_low", "tau_high", "attention_keys", "dispatch"),
     *("meta_router", "feed_forward", "collapse_weight", "entropy_dc_weight", "dct_filter_start", "rbf_features"),
     "task_labels",

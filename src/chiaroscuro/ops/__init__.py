@@ -1,7 +1,7 @@
 """Pure functions on tensors: transforms, entropy, kernels, convolution, attention of chosen queries. Torch only.
 
-Gradients of any order by backward passes, of attention the first; no torch.func.vmap and no forward-mode derivatives,
-since results are written into memory that is made beforehand.
+Backward passes may be differentiated again, except through attention; no torch.func.vmap and no forward-mode
+derivatives, since kernels write into memory that is made beforehand.
 """
 
 from chiaroscuro.ops.attention import chosen_attention, packed_attention

@@ -59,8 +59,8 @@ def tiles(visible_BQ: Tensor, K: int) -> Iterator[Tile]:
     """The kernel calls for queries of which each sees the first `visible_BQ` of K keys."""
     if not visible_BQ.numel():
         return
-    # Padding queries see nothing, and must not keep the others from being taken together: the most that the queries up
-    # to each see, and the least that those from each on do.
+    # Padding queries see nothing and may stand anywhere. most[i]: keys seen by any query up to i; least[i]: by every
+    # query from i on that sees some.
     most_Q = visible_BQ.amax(0)
     most = most_Q.cummax(0).values.tolist()
     least = visible_BQ.where(visible_BQ > 0, K).min(0).values.flip(0).cummin(0).values.flip(0).tolist()
@@ -186,8 +186,8 @@ def _attend_backward(
 
 
 def heads_apart(x: Tensor, Q: int) -> Tensor:
-    """Keys or values x (B, N, K, H), copied if those of a head do not lie behind each other and so many queries read
-    them that it pays."""
+    """Keys or values x (B, N, K, H), those of a head behind each other; copied only where so many queries read them
+    that it pays."""
     return x if Q < WORTH or x.stride()[2:] == (x.shape[3], 1) else x.contiguous()
 
 

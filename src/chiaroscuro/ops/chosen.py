@@ -18,8 +18,7 @@ class Chosen:
     works on tokens one by one. Operators that relate the tokens of a sequence take them padded, (B, Q, ...), each row's
     chosen tokens first and zeros behind them.
 
-    How many there are, an accelerator is asked once, and for all masks of the same batch together; whatever else is
-    here follows from that without waiting for it.
+    Counting them waits for an accelerator once, for all masks of the same batch together; nothing else here does.
     """
 
     def __init__(self, mask_BT: Tensor):

@@ -195,8 +195,8 @@ def is_one_vector(x: Tensor) -> bool:
 
 
 def may_be_asked(x: Tensor) -> bool:
-    """Whether what is computed may depend on the numbers in x: it is on the CPU, so that asking does not stall an
-    accelerator, and it does not stand for other tensors."""
+    """Whether Python may branch on the numbers in x: a plain tensor on the CPU, where asking stalls no accelerator,
+    neither traced nor compiled."""
     stands_for_others = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not stands_for_others
 

@@ -8,8 +8,8 @@ AT_A_TIME = 2**19  # numbers
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Corresponding rows of tensors (..., any) of the same leading shape, so many at a time as the first allows; all at
-    once where there is no such cache. No piece is empty."""
+    """Corresponding blocks of rows of tensors (..., any) of the same leading shape, small enough that one of the first
+    stays in the CPU's cache; all rows in one block on other devices. No block is empty."""
     rows = [x.view(-1, x.shape[-1]) for x in tensors]
     if len(rows[0]):
         yield from zip(*(x.split(_number(tensors[0])) for x in rows), strict=True)

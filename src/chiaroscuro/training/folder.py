@@ -52,7 +52,7 @@ class Run:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """While it lasts, no other process gets in here. Raises ValueError when another one is in."""
+    """A lock on `folder` against other processes. Raises ValueError when one of them holds it."""
     place = folder.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.parent / f".{place.name}.lock")  # not in the folder, which may be published as it is
