@@ -6,12 +6,16 @@ import shutil
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from chiaroscuro import ChiarConfig
+from chiaroscuro.flops import planned_flops
 from chiaroscuro.studies import STUDIES, report
 from chiaroscuro.studies.evidence import difference, finished
+from chiaroscuro.studies.runner import Unfinished
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -81,6 +85,30 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_result():
     for words, number in comparison["by_chance"].items():
         assert f"By chance: {words}, {number:.4g}, on the same held-out text." in readme
     assert chiar["versions"]["commit"] == full["versions"]["commit"]
+
+
+def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
+    readme = words_of(ROOT / "README.md")
+    studies = {name: finished(STUDIES[name], ROOT / "results" / name) for name in ("controls", "ablation")}
+    with suppress(Unfinished):
+        studies["rates"] = finished(STUDIES["rates"], ROOT / "results" / "rates")
+    routed, full = "DCT and attention, threshold", "full attention, v1"
+    published = difference(studies.get("rates", studies["ablation"]), [(routed, full)]).mean
+    pre_norm = difference(studies["controls"], [("entropy", "full attention")]).mean
+    rotary = difference(studies["ablation"], [("full attention, v2", full)]).mean
+    side = "below" if published < 0 else "above"
+    assert (
+        f"{abs(100 * published):.0f} % {side} that of the paper's own post-norm baseline, {100 * pre_norm:.0f} % above "
+        f"that of a pre-norm one; rotary in place of learned positions takes {-100 * rotary:.0f} % off"
+    ) in readme
+    chance = difference(studies["controls"], [("entropy", "random")]).mean
+    assert f"better than chance by {-100 * chance:.1f} % of perplexity with pre-norm" in readme
+    assert f"in all {100 * (1 - ratio_of_all_flops('v2_400m')):.0f} % fewer at the published size of v2" in readme
+
+
+def ratio_of_all_flops(recipe: str) -> float:
+    config = ChiarConfig.from_recipe(recipe)
+    return planned_flops(config, 1, 256).total / planned_flops(config.twin(), 1, 256).total
 
 
 def test_what_the_readme_says_of_the_recipes_is_what_the_study_found():
