@@ -161,7 +161,7 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["train", "--data", "ENGLISH", "--field", "rooter=1"], "unknown field of the configuration: rooter"),
         (["train", "--task", "listops"], "expressions of listops have up to 2000 tokens"),
         (["train", "--task", "imdb", "--data", "TAKEN"], "train.jsonl or train.jsonl.gz is missing"),
-        (["study", "vast"], "unknown study 'vast'; known studies: smoke, controls, ablation"),
+        (["study", "vast"], "unknown study 'vast'; known studies: smoke, controls, vocabulary, ablation"),
         (["study", "smoke", "--processes", "0"], "--processes must be at least 1"),
         (["train", "--resume", "--out", "TAKEN", "--data", "ENGLISH", "--vocab-size", "300"], "nothing to resume"),
         (["compare", "--against", "chiar"], "nothing to compare"),

@@ -191,7 +191,7 @@ def test_weights_of_attention_make_its_outputs():
     mixer = tiny_model("full_attention").model.layers[0].mixer.mixers["attention"]
     x, context = torch.randn(2, 7, D, dtype=torch.float64), Context(attentions=[])
     out = mixer(x, None, context)
-    values = mixer._heads(mixer.key_value(x).chunk(2, dim=-1)[1], None, None)
+    values = mixer.key_value(x).chunk(2, dim=-1)[1].unflatten(-1, (mixer.num_heads, -1)).transpose(1, 2)
     made = mixer.out((context.attentions[0] @ values).transpose(1, 2).flatten(2))
     torch.testing.assert_close(made, out)
 

@@ -354,5 +354,5 @@ def test_the_code_digest_follows_what_numbers_come_from(monkeypatch, tmp_path):
 
 
 def test_an_unknown_study_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown study 'vast'; known studies: smoke, controls, ablation"):
+    with pytest.raises(ValueError, match="unknown study 'vast'; known studies: smoke, controls, vocabulary, ablation"):
         studies.study_named("vast")
