@@ -178,6 +178,7 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["bench", "op", "--length", "0"], "length must be at least 1, got 0"),
         (["bench", "layer", "--length", "8", "--heads", "0"], "heads must be at least 1, got 0"),
         (["bench", "layer", "--hidden-size", "64"], "sizes go with --length"),
+        (["bench", "op", "--length", "8", "--layers", "2"], "--layers is of models, and op is a part of one layer"),
         (["eval", "TAKEN"], "is not a run folder: config.json is missing"),
         (["eval", "RUN", "--split", "all"], "unknown split 'all'; known splits: train, validation, test"),
         (["generate", "RUN", ""], "the prompt is empty"),

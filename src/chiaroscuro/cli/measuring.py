@@ -90,6 +90,8 @@ def bench(
         raise ValueError(f"--plot writes {', '.join(kinds)}, not {plot.name}")
     if not lengths and given(context) & {"batch_size", "hidden_size", "layers", "heads"}:
         raise ValueError("sizes go with --length; without it the sizes that have bounds are timed")
+    if target in ("op", "spectral", "layer") and "layers" in given(context):
+        raise ValueError(f"--layers is of models, and {target} is a part of one layer or a layer")
     wanted: dict[int, bench.Sizes | None] = {
         length: bench.Sizes(batch_size, length, hidden_size, heads, layers, device, dtype) for length in lengths or ()
     }
