@@ -102,7 +102,11 @@ def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
         f"that of a pre-norm one; rotary in place of learned positions takes {-100 * rotary:.0f} % off"
     ) in readme
     chance = difference(studies["controls"], [("entropy", "random")]).mean
-    assert f"better than chance by {-100 * chance:.1f} % of perplexity with pre-norm" in readme
+    post_norm = difference(studies["ablation"], [(routed, "DCT and attention, random")])
+    assert post_norm.low < 0 < post_norm.high
+    assert f"by {-100 * chance:.1f} % of perplexity with pre-norm; not settled with post-norm" in readme
+    dct = [(router, f"{router}, nothing for DCT") for router in ("entropy", "learned")]
+    assert f"within {-100 * difference(studies['controls'], dct).low:.1f} % of no operator in its place" in readme
     assert f"in all {100 * (1 - ratio_of_all_flops('v2_400m')):.0f} % fewer at the published size of v2" in readme
 
 

@@ -50,6 +50,10 @@ def test_no_shipped_recipe_fails(recipe):
     )
 
 
+def test_a_router_that_goes_by_ids_is_given_them():
+    assert not failing(calibrated(router="hash"), ids(8, 64))
+
+
 def gpt2(cls=GPT2LMHeadModel):
     torch.manual_seed(0)
     config = GPT2Config(n_embd=32, n_head=2, n_layer=2, vocab_size=VOCAB, bos_token_id=0, eos_token_id=0)
@@ -123,8 +127,9 @@ def forgetful(model):
 
 def blind_to_padding(model):
     """The body is never told of padding."""
-    forward = model.model.forward
-    model.model.forward = lambda *args, attention_mask=None, **kwargs: forward(*args, **kwargs)
+    model.model.register_forward_pre_hook(
+        lambda body, args, kwargs: (args, kwargs | {"attention_mask": None}), with_kwargs=True
+    )
 
 
 def generous(model):

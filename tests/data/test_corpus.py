@@ -36,7 +36,14 @@ def test_one_more_file_moves_no_other_between_many_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("train.txt", "valid.txt", "test.txt"), ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")]
+    "names",
+    [
+        ("train.txt", "valid.txt", "test.txt"),
+        ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"),
+        ("trainset.txt", "validset.txt", "testset.txt"),
+        ("IMDBTrain.txt", "IMDBVal.txt", "IMDBTest.txt"),
+        ("TRAIN_data.txt", "VALIDATION_data.txt", "TESTS_data.txt"),
+    ],
 )
 def test_files_named_after_splits_are_those_splits(tmp_path, names):
     for name in names:
@@ -57,6 +64,12 @@ def test_words_in_names_of_files_and_folders_say_which_split_they_are(tmp_path):
     (tmp_path / "README.md").write_text("of none")
     with pytest.warns(UserWarning, match="being named after no split: README.md"):
         assert load_corpus(str(tmp_path)).splits.keys() == splits.keys()
+    for number in range(7):
+        (tmp_path / f"{number}.md").write_text("of none either")
+    with pytest.raises(ValueError, match="and more that are not: .* and 3 more"):
+        load_corpus(str(tmp_path))
+    for number in range(7):
+        (tmp_path / f"{number}.md").unlink()
     (tmp_path / "README.md").rename(tmp_path / "train_test_questions.txt")
     with pytest.raises(ValueError, match="train_test_questions.txt is named after more than one of train, validation"):
         load_corpus(str(tmp_path))

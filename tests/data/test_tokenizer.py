@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 from chiaroscuro.data import load_tokenizer, token_bytes, train_tokenizer
 from chiaroscuro.data.tokenizer import PIECE, pieces, symbol_tokenizer
@@ -29,6 +31,13 @@ def test_any_text_comes_back_and_its_bytes_are_counted():
 
 def test_bytes_of_a_vocabulary_that_is_not_byte_level_are_not_known():
     assert token_bytes(symbol_tokenizer(["a", "b"])) is None
+
+
+def test_a_byte_level_decoder_is_found_among_others_too():
+    tokenizer = train_tokenizer(TEXTS, 300)
+    sizes = token_bytes(tokenizer)
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteLevel()])
+    assert np.array_equal(token_bytes(tokenizer), sizes)
 
 
 @given(st.text(st.sampled_from("at' \n\t\x1c\x85\u3000.1é🙂") | st.characters(codec="utf-8")), st.integers(1, 20))

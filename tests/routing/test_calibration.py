@@ -1,5 +1,7 @@
 """Thresholds and bandwidths from data."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given
@@ -151,7 +153,7 @@ def test_the_learned_router_gets_the_percentiles_of_its_score():
 
 
 def test_a_compiled_model_is_calibrated_and_overruled_like_any_other():
-    model, text = tiny_model(layer_operators=[["dct", "attention"]]), ids(4, 32)
+    model, text = tiny_model(layer_operators=[["dct", "attention"]] * 2), ids(4, 32)
     compiled = torch.compile(model, backend="eager")
     routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
     with torch.no_grad():
@@ -165,6 +167,17 @@ def test_a_compiled_model_is_calibrated_and_overruled_like_any_other():
             assert compiled(text, output_routing=True).routing[0].shares()["attention"] == 0.0
         expected = model(text).logits
         torch.testing.assert_close(compiled(text).logits, expected)
+
+
+def test_a_forward_method_that_is_compiled_is_calibrated_and_what_is_not_compiled_is_left_alone(monkeypatch):
+    model, text = tiny_model(layer_operators=[["dct", "attention"]]), ids(4, 32)
+    stances = []
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: stances.append(stance) or nullcontext())
+    assert len(calibrate(model, text)) == 1
+    assert stances == []
+    model.forward = torch.compile(model.forward, backend="eager")
+    assert len(calibrate(model, text)) == 1
+    assert stances == ["force_eager"]
 
 
 def test_fitting_sets_bandwidths_only_when_asked():

@@ -1,6 +1,7 @@
 """Training runs: what they leave, that they repeat, resume, and refuse."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,12 +190,16 @@ def test_a_finished_run_is_not_trained_again(plan, tmp_path):
 
 
 def test_a_finished_run_without_its_weights_gets_them_back(plan, tmp_path):
+    plan = replace(plan, save_every=4)
     task = prepare(plan)
     results = train(plan, task, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
     again = train(plan, task, tmp_path / "run", resume=True)
     assert (again["loss"], again["tokens_seen"]) == (results["loss"], results["tokens_seen"])
     assert (tmp_path / "run" / "model.safetensors").exists()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    assert train(plan, task, tmp_path / "run", resume=True) == again  # of which nothing else is left
 
 
 def test_two_processes_do_not_train_in_one_folder(plan, tmp_path, monkeypatch):

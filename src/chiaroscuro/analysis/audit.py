@@ -85,9 +85,16 @@ def _apart(found: Tensor, expected: Tensor) -> float:
 
 def _embedded(model: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings (B, T, D) that take a gradient, and one number (B, T) per output of the model on them: a random
-    mixture of its channels."""
-    embeds_BTD = model.get_input_embeddings()(ids_BT).detach().requires_grad_()
-    out_BTV = _outputs(model, inputs_embeds=embeds_BTD)
+    mixture of its channels. The model is given ids, which a router may go by."""
+    embedded: list[Tensor] = []
+
+    def cut(embedding: nn.Module, args: Any, embeds_BTD: Tensor) -> Tensor:
+        embedded.append(embeds_BTD.detach().requires_grad_())
+        return embedded[-1]
+
+    with model.get_input_embeddings().register_forward_hook(cut):
+        out_BTV = _outputs(model, input_ids=ids_BT)
+    (embeds_BTD,) = embedded
     mixture_V = torch.rand(out_BTV.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return embeds_BTD, out_BTV @ mixture_V.to(out_BTV.device)
 

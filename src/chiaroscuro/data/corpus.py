@@ -51,8 +51,8 @@ def load_corpus(source: str) -> Corpus:
     Where names of files, or of folders in the one given, have the words train, valid(ation) or val, and test, and each
     of the three is there, these are the splits, and files of none are left out with a warning. Other folders are split
     by file and a single file by position, at paragraph ends; lines are never shuffled. Raises ValueError for an unknown
-    name, a missing, empty or binary file, one that belongs to two splits, and a data set that cannot be fetched, saying
-    what to do instead.
+    name, a missing, empty or binary file, one that belongs to two splits, most files being of none beside files of all
+    three, and a data set that cannot be fetched, saying what to do instead.
     """
     if source == "shakespeare":
         return Corpus(source, _split_names(_shakespeare()))
@@ -130,8 +130,11 @@ def _folder(path: Path) -> Mapping[str, Sequence[str]]:
         if unclear is not None:
             raise ValueError(f"{unclear} is named after more than one of {', '.join(SPLITS)}: rename it")
         others = [file.name for file in files if not splits[file]]
+        named = f"{', '.join(others[:5])}{f' and {len(others) - 5} more' if len(others) > 5 else ''}"
+        if 2 * len(others) > len(files):
+            raise ValueError(f"{path} has files named after {', '.join(SPLITS)}, and more that are not: {named}")
         if others:
-            warnings.warn(f"left out of {path}, being named after no split: {', '.join(others)}", stacklevel=2)
+            warnings.warn(f"left out of {path}, being named after no split: {named}", stacklevel=2)
         return {split: Files([file for file in files if split in splits[file]]) for split in SPLITS}
     if len(files) < len(SPLITS):
         return _split_text("\n".join(read_text(file) for file in files), path)
@@ -140,7 +143,7 @@ def _folder(path: Path) -> Mapping[str, Sequence[str]]:
 
 
 def _splits_in_name(file: Path) -> set[str]:
-    words = re.findall("[A-Z]?[a-z]+|[A-Z]+", str(file.with_suffix("")))
+    words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", str(file.with_suffix("")))
     named = {split: re.compile(f"({word})(s|set|data)?", re.IGNORECASE) for split, word in _SPLIT_WORDS.items()}
     return {split for split, pattern in named.items() if any(map(pattern.fullmatch, words))}
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from chiaroscuro.mixers import Context, DCTMixer, Mixer, NothingMixer
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model
 from chiaroscuro.modeling.own_attention import GPT2Style, LlamaStyle, OwnAttention
-from chiaroscuro.ops.accelerator import without_autocast
+from chiaroscuro.ops.accelerator import rounds_to_tf32, without_autocast
 from chiaroscuro.routing import RoutedMixer, ThresholdRouter, at_share, calibrate, check_share, threshold_routers
 from chiaroscuro.routing.evaluating import evaluating
 
@@ -207,7 +207,7 @@ def _check_same(model: PreTrainedModel) -> None:
         for router in routers:
             router.share = 1.0
     apart = float((routed - own).abs().max() / own.std())
-    coarse = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    coarse = model.dtype == torch.float32 and rounds_to_tf32(model.device)
     if not apart < (APART_IN_HALF if coarse else APART.get(model.dtype, APART_IN_HALF)):
         raise ValueError(
             f"{type(model).__name__} computes its attention in another way than Llama's or GPT-2's: its logits are "

@@ -1,4 +1,4 @@
-"""What an accelerator has: kernels of our own, double precision, autocast."""
+"""What an accelerator has: kernels of our own, double precision, autocast, TF32."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -17,6 +17,12 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """While it lasts, no operation on a device is put into half precision, whoever asked for it."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def rounds_to_tf32(device: torch.device) -> bool:
+    """Whether products of float32 numbers on a device are computed with the digits of TF32."""
+    own, of_all = torch.backends.cuda.matmul.fp32_precision, torch.backends.fp32_precision  # type: ignore[attr-defined]
+    return device.type == "cuda" and (of_all if own == "none" else own) == "tf32"
 
 
 def most_precise(device: torch.device) -> torch.dtype:

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from chiaroscuro.ops.accelerator import rounds_to_tf32
+
 LOG2_E = 1.4426950408889634
 WIDEST_HEAD = 128  # of wider heads the blocks do not fit into the memory of a multiprocessor
 
@@ -209,7 +211,7 @@ def backward(
 
 def _options(q: Tensor, key_valid_BK: Tensor | None) -> dict[str, Any]:
     H = q.shape[3]
-    exact = q.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    exact = q.dtype == torch.float32 and not rounds_to_tf32(q.device)
     return {
         "HAS_VALID": key_valid_BK is not None,
         "H": H,

@@ -12,8 +12,13 @@ def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
     """While it lasts, a model that is compiled, as a whole or in part, is run as it was written: a hook that comes
     after compilation is not heard otherwise. Any other is left alone, as transformers' flex attention, which compiles
     itself, takes much memory as it is written."""
-    compiled = any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    return torch.compiler.set_stance("force_eager") if any(map(_is_compiled, model.modules())) else nullcontext()
+
+
+def _is_compiled(part: nn.Module) -> bool:
+    """By torch.compile of the module, by its own `compile`, or by torch.compile of its forward method."""
+    in_place = part._compiled_call_impl is not None or hasattr(part.forward, "_torchdynamo_orig_callable")
+    return in_place or hasattr(part, "_orig_mod")
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def gain(studies: Studies) -> Finding:
             f"With a norm after the baseline's embedding, which changes nothing about attention, it is {with_norm}.",
             f"Between the pre-norm recipes it is {pre_norm}, and between v2 and its own baseline {second} (published: "
             f"{100 * GAIN_OF_V2:+.0f} %). Rotary in place of learned positions, in which the two baselines differ, "
-            f"change full attention itself by {rotary}.",
+            f"change full attention itself by {rotary} in `ablation`.",
         ],
         table,
     )

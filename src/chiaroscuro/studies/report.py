@@ -29,7 +29,8 @@ is from the variance over seeds of all arms of a study; the last column has the 
 alone. Accuracies, and arms with six seeds, have that of the two arms alone only.
 
 The rules were changed after `controls`, `ablation`, `imdb`, `mixed` and a part of `small_text` had been run, and again
-after `listops_flat` ([log.md](log.md)). `controls`, `ablation`, `imdb` and `mixed` were trained before two changes of
+after `listops_flat`; that of complementarity was changed once more, which left its verdict as it was
+([log.md](log.md)). `controls`, `ablation`, `imdb` and `mixed` were trained before two changes of
 the code: the threshold between two operators was the mean of both terciles (now the median), and `interleaved` took the
 same tokens in each layer. Token counts of `imdb` and `listops_flat` include padding.
 

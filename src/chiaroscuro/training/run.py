@@ -196,7 +196,10 @@ def _begin(plan: TrainingPlan, out: Path) -> None:
 def _finished(plan: TrainingPlan, out: Path) -> dict[str, Any] | None:
     """The results of a run that has nothing left to do, None of another."""
     _check_same_plan(plan, started_plan(out))
-    return read_json(out / RESULTS) if (out / RESULTS).exists() and any(out.glob("*.safetensors")) else None
+    if not (out / RESULTS).exists():
+        return None
+    lost = not any(out.glob("*.safetensors")) and last_whole(out / CHECKPOINTS)[0] is not None  # it can be mended
+    return None if lost else read_json(out / RESULTS)
 
 
 def _go_on(out: Path) -> Path | None:
