@@ -56,7 +56,8 @@ def gain(studies: Studies) -> Finding:
         [
             f"Against the published post-norm baseline the perplexity differs by {published}; claimed: -45 %.",
             *(_by_rate(grid, "full attention, v1", "DCT and attention, threshold") for grid in grids),
-            f"With a norm after the baseline's embedding, which changes nothing about attention, it is {with_norm}.",
+            f"With a norm after the baseline's embedding, which changes nothing about attention, it is {with_norm} on "
+            "the coarse grid of `ablation`.",
             f"Between the pre-norm recipes it is {pre_norm}, and between v2 and its own baseline {second} (published: "
             f"{100 * GAIN_OF_V2:+.0f} %). Rotary in place of learned positions, in which the two baselines differ, "
             f"change full attention itself by {rotary} in `ablation`.",
