@@ -15,7 +15,7 @@ ROUTERS = {"benefit": "benefit", "entropy": "threshold", "random": "random", "in
 LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
 AS_LARGE = "as many parameters, "  # and that of one with as many as full attention
-ROUTED_KEYS = "routed keys, "  # and of one whose tokens see only those that attend too
+ROUTED_KEYS = "routed keys, benefit, 12.5 %"
 TWIN = "full attention"
 EXPLORED = "random, explored, 25 %"
 _EVERY_CURVE = (*ROUTERS, LAYERS)
@@ -58,16 +58,12 @@ def _as_large(arm: Arm) -> Arm:
     return replace(arm, name=f"{AS_LARGE}{arm.name}", fields=arm.fields | {"intermediate_size": 960}, curves=())
 
 
-def _routed_keys(arm: Arm, spent: str) -> Arm:
-    """The same, but only tokens that attend serve as keys, so that the attention `spent` is that much less."""
-    return replace(arm, name=f"{ROUTED_KEYS}{spent}", fields=arm.fields | {"attention_keys": "routed"}, curves=())
-
-
 _TWIN = _arm(TWIN, "aaaa", _EVERY_CURVE)
 _UPPER_HALF = _arm(f"{LAYERS}, 50 %", "nnaa", _EVERY_CURVE)
 _QUARTER = _arm(f"{LAYERS}, 25 %", "nnna", (LAYERS,))
 _WITHOUT = _arm("no attention", "nnnn", _EVERY_CURVE)
 _BY_BENEFIT = _arm("benefit, 25 %", "nnrr")
+_BY_ROUTED_KEYS = replace(_BY_BENEFIT, name=ROUTED_KEYS, fields=_BY_BENEFIT.fields | {"attention_keys": "routed"})
 
 # The two studies on text have three arms in common, whose runs are the same and need be made but once.
 _PLAN = replace(PLAN, test_on={"wikitext": "wikitext-2"})
@@ -83,7 +79,7 @@ HALF = Study(
         _TWIN,
         _UPPER_HALF,
         _BY_BENEFIT,
-        _routed_keys(_BY_BENEFIT, "benefit, 12.5 %"),
+        _BY_ROUTED_KEYS,
         *(_as_large(arm) for arm in (_UPPER_HALF, _BY_BENEFIT)),
         *(_post_norm(arm, _POST_NORM_RATES) for arm in (_TWIN, _UPPER_HALF)),
     ),

@@ -174,7 +174,7 @@ CLAIMS = (
         "ones; six seeds.",
         ("half",),
         own.routed_keys,
-        "Longer texts, where fewer of a token's neighbours are needed.",
+        "Longer texts, and a score that knows what a token is worth to others as a key.",
     ),
     Claim(
         "Ours: recall at half of its attention",

@@ -30,9 +30,9 @@ alone. Accuracies, and arms with six seeds, have that of the two arms alone only
 
 The rules were changed after `controls`, `ablation`, `imdb`, `mixed` and a part of `small_text` had been run, and again
 after `listops_flat`; that of complementarity was changed once more, which left its verdict as it was
-([log.md](log.md)). `controls`, `ablation`, `imdb` and `mixed` were trained before two changes of
-the code: the threshold between two operators was the mean of both terciles (now the median), and `interleaved` took the
-same tokens in each layer. Token counts of `imdb` and `listops_flat` include padding.
+([log.md](log.md)). `controls`, `ablation`, `imdb` and `mixed` were trained before two changes of the code: the
+threshold between two operators was the mean of both terciles (now the median), and `interleaved` took the same tokens
+in each layer. Token counts of `imdb` and `listops_flat` include padding.
 
 Models of some two million parameters trained on three million tokens (`imdb`: eleven) say what happens at that size,
 not at the published one.
