@@ -1,10 +1,12 @@
 """The bench: every case agrees with its dense form, times are taken in turn, and wrong results are not timed."""
 
+import itertools
 import json
 import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -75,8 +77,25 @@ def test_sides_are_run_in_changing_turns_and_ratios_are_of_the_same_round():
 
 def test_what_is_soon_over_is_timed_more_often():
     case = bench.Case("sleep", "all", {OURS: lambda: time.sleep(0.001), FULL: lambda: time.sleep(0.001)}, lambda: None)
-    measured = measure(case, rounds=2, enough=0.05)
-    assert 2 < measured.rounds <= 25
+    assert measure(case, rounds=2, seconds=0.05).rounds > 2
+
+
+def test_what_scatters_is_timed_until_its_median_is_known(monkeypatch):
+    now = 0.0
+    lengths = {OURS: itertools.cycle([1.9, 2.0, 2.1]), FULL: itertools.repeat(1.0)}
+
+    def pass_time(side: str) -> None:
+        nonlocal now
+        now += next(lengths[side])
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    case = bench.Case("clock", "all", {side: partial(pass_time, side) for side in (OURS, FULL)}, lambda: None)
+    # Quartiles 1.9 and 2.1: the standard error of the median, 2, is 0.186 over the root of the number of rounds.
+    assert measure(case, rounds=3, seconds=100.0).rounds == pytest.approx((0.186 / 0.02) ** 2, rel=0.02)
+    lengths[OURS] = itertools.cycle([1.0, 2.0, 3.0])
+    assert measure(case, rounds=3, seconds=10.0).rounds == 30  # nine times ten seconds, three a round
+    lengths[OURS] = itertools.repeat(2.0)
+    assert measure(case, rounds=3, seconds=30.0).rounds == 10
 
 
 def test_the_peak_is_of_what_is_held_at_a_time():

@@ -1,12 +1,12 @@
 """Time the sides of a case in turn, in one process, so that what else the machine does falls on all of them alike; each
 round in another order."""
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import count
 from random import Random
 from typing import Any
 
@@ -17,6 +17,8 @@ from chiaroscuro.bench.case import Case
 from chiaroscuro.flops import executed_flops
 
 WARM_UP = 2
+PRECISION = 0.01  # standard error of the median of a ratio, to that median
+PATIENCE = 9
 
 
 @dataclass(frozen=True)
@@ -61,41 +63,55 @@ class Measured:
         return asdict(self) | {name: getattr(self, name) for name in told}
 
 
-def measure(case: Case, rounds: int, enough: float = 0.0) -> Measured:
-    """Time so many `rounds` at the least, and more until `enough` seconds have been measured: what is over in
-    milliseconds is not told from noise by a few rounds. Raises ValueError when the sides do not agree on what they
-    compute: times of wrong results say nothing."""
+def measure(case: Case, rounds: int, seconds: float = 0.0) -> Measured:
+    """Time so many `rounds` and `seconds` at the least, and up to `PATIENCE` times as many seconds until the median of
+    each ratio is known to `PRECISION`: when to stop depends on how the ratios scatter, not on where they lie. Raises
+    ValueError when the sides do not agree on what they compute: times of wrong results say nothing."""
     try:
         case.check()
     except AssertionError as error:
         raise ValueError(f"not timed, as its sides do not agree: {case.name}: {error}") from error
     sides = case.sides
-    ours, *others = sides
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    order = Random(0)  # since what a side leaves in the caches meets the next
-    for number in count():
-        for name in order.sample(list(sides), len(sides)):
-            taken = _seconds(sides[name])
-            if number >= WARM_UP:
-                seconds[name].append(taken)
-        done = len(seconds[ours])
-        if done >= rounds and sum(map(sum, seconds.values())) >= enough:
-            break
-    ratio = {
-        other: _quartiles([mine / theirs for mine, theirs in zip(seconds[ours], seconds[other], strict=True)])
-        for other in others
-    }
+    taken, ratio = _in_turn(sides, rounds, seconds)
     return Measured(
         case.name,
         case.keys,
-        done,
-        {name: statistics.median(taken) for name, taken in seconds.items()},
+        len(taken[next(iter(sides))]),
+        {name: statistics.median(times) for name, times in taken.items()},
         ratio,
         {name: executed_flops(run) for name, run in sides.items()},
         {name: plan() for name, plan in case.planned.items()},
         {name: peak_bytes(run) for name, run in sides.items()},
         case.at_most,
     )
+
+
+def _in_turn(
+    sides: dict[str, Callable[[], Any]], rounds: int, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, tuple[float, float, float]]]:
+    """The seconds that each side took, round by round, and the ratios as in `Measured`."""
+    ours, *others = sides
+    order = Random(0)  # since what a side leaves in the caches meets the next
+
+    def a_round() -> dict[str, float]:
+        return {name: _seconds(sides[name]) for name in order.sample(list(sides), len(sides))}
+
+    for _ in range(WARM_UP):
+        a_round()
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    while True:
+        for name, passed in a_round().items():
+            taken[name].append(passed)
+        done, in_all = len(taken[ours]), sum(map(sum, taken.values()))
+        if done < rounds or in_all < seconds:
+            continue
+        ratio = {
+            other: _quartiles([mine / theirs for mine, theirs in zip(taken[ours], taken[other], strict=True)])
+            for other in others
+        }
+        known = all(_standard_error(quartiles, done) <= PRECISION * quartiles[0] for quartiles in ratio.values())
+        if known or in_all >= PATIENCE * seconds:
+            return taken, ratio
 
 
 def _seconds(run: Callable[[], Any]) -> float:
@@ -111,6 +127,13 @@ def _seconds(run: Callable[[], Any]) -> float:
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return middle, low, high
+
+
+def _standard_error(quartiles: tuple[float, float, float], count: int) -> float:
+    """Of the median of so many values, were they normally distributed: sqrt(pi / 2) of the standard deviation, which is
+    the distance of the quartiles by 1.349, over the root of their number."""
+    _, low, high = quartiles
+    return math.sqrt(math.pi / 2 / count) * (high - low) / 1.349
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:

@@ -58,7 +58,9 @@ def bench(
     rounds: Annotated[
         int, typer.Option(min=2, help="times that each side is run at least, in turn with the others")
     ] = 9,
-    seconds: Annotated[float, typer.Option(min=0, help="more rounds until a case has been timed for so long")] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="how long a case is timed at least; up to nine times that while it scatters")
+    ] = 20.0,
     lengths: Annotated[
         list[int] | None, typer.Option("--length", help="tokens; may be repeated; default: the sizes that have bounds")
     ] = None,
