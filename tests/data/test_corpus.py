@@ -19,7 +19,7 @@ def test_shakespeare_holds_out_whole_plays_without_markup():
 
 def test_a_folder_is_split_by_file(tmp_path):
     for index in range(20):
-        (tmp_path / f"{index}.txt").write_text(f"document {index}\n")
+        (tmp_path / f"{index}.{'TXT' if index % 2 else 'txt'}").write_text(f"document {index}\n")
     splits = load_corpus(str(tmp_path)).splits
     assert {name: len(texts) for name, texts in splits.items()} == {"test": 1, "validation": 1, "train": 18}
     assert len({text for texts in splits.values() for text in texts}) == 20

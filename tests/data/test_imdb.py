@@ -73,6 +73,7 @@ def test_what_holds_no_reviews_is_named(folder):
     for line, complaint in (
         ('{"text": "good", "label": 7}', "label 7; expected 0 or 1"),
         ('{"label": 1}', "damaged"),
+        ('{"text": "good", "label": 1}\n{"text": " ", "label": 0}', "review 2 is empty"),
         ("[1]", "damaged"),
     ):
         (folder / "test.jsonl").write_text(line)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chiaroscuro.data import Corpus, TokenWindows, cache_folder, encode, load_corpus, train_tokenizer
+from chiaroscuro.data import Corpus, TokenWindows, cache_folder, encode, load_corpus, load_tokenizer, train_tokenizer
 from chiaroscuro.data.tokenizer import pieces
 
 TEXTS = ["the cat sat on the mat\n" * 30, "another text altogether\n" * 10]
@@ -26,6 +26,24 @@ def test_documents_are_encoded_in_order_with_an_end_after_each(cache):
     assert tokens["train"].tolist() == expected
     assert isinstance(tokens["train"], np.memmap)
     assert tokens["train"].dtype == np.uint16
+
+
+def test_what_a_tokenizer_was_last_told_to_cut_and_to_fill_is_not_done_to_a_corpus(cache, tmp_path):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    corpus = Corpus("x", {"train": TEXTS})
+    expected = encode(corpus, tokenizer)["train"].tolist()
+    tokenizer(["a", "b c"], truncation=True, max_length=4, padding="max_length")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for same in (tokenizer, load_tokenizer(tmp_path / "tokenizer")):
+        assert encode(corpus, same)["train"].tolist() == expected
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_files_in_the_cache_may_be_read_by_whom_others_may_be(cache, tmp_path):
+    (tmp_path / "other").touch()
+    encode(Corpus("x", {"train": TEXTS}), train_tokenizer(TEXTS, 300))
+    (file,) = cache.iterdir()
+    assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_long_document_has_one_end_and_its_own_tokens(cache, monkeypatch):
@@ -109,7 +127,7 @@ def test_windows_predict_every_token_but_the_first_exactly_once(count, length):
             TokenWindows(tokens, length)
         return
     windows = TokenWindows(tokens, length)
-    predicted = [id for index in range(len(windows)) for id in windows[index]["labels"][1:].tolist()]
+    predicted = [id for window in windows for id in window["labels"][1:].tolist()]
     assert predicted == list(range(1, len(predicted) + 1))
     assert count - 1 - len(predicted) < length - 1
 

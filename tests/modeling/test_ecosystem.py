@@ -30,6 +30,7 @@ from transformers.generation.streamers import BaseStreamer
 from chiaroscuro import ChiarForCausalLM, ChiarForSequenceClassification, calibrate
 from chiaroscuro.data import train_tokenizer
 from chiaroscuro.mixers import Context
+from chiaroscuro.modeling import ChiarForMixedTasks
 
 routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "full_attention", "v1_three_operator", "v2"])
 every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
@@ -217,8 +218,9 @@ def test_weights_of_routed_keys_are_refused():
         tiny_model(attention_keys="routed")(ids(1, 5), output_attentions=True)
 
 
-def test_the_trainer_shifts_labels_where_it_computes_the_loss_itself(tmp_path):
-    model = tiny_model().float()
+@pytest.mark.parametrize("cls", [ChiarForCausalLM, ChiarForMixedTasks])
+def test_the_trainer_shifts_labels_where_it_computes_the_loss_itself(cls, tmp_path):
+    model = cls(tiny_config(task_labels={"imdb": 2})).eval()
     arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, report_to="none")
     text = ids(2, 9)
     loss = Trainer(model, arguments).compute_loss(model, {"input_ids": text, "labels": text})

@@ -3,6 +3,8 @@
 Shapes: B batch, T tokens, D model channels.
 """
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
@@ -88,6 +90,22 @@ def test_padding_changes_nothing(recipe, keys, side):
         torch.testing.assert_close(logits[row][mask[row].bool()], model(text[None]).logits[0], atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("recipe", ["v1_dct_attention", "v1_three_operator", "v2"])
+def test_padding_before_a_text_makes_no_large_gradients(recipe):
+    """The last of it predicts the first token, so that its gradient counts."""
+    model = ChiarForCausalLM(tiny_config(recipe)).double()  # with biases of zero, as a model starts
+    input_ids, mask = ids(2, 8), torch.ones(2, 8, dtype=torch.long)
+
+    def gradient_norm(mask: torch.Tensor) -> float:
+        model.zero_grad()
+        model(input_ids, attention_mask=mask, labels=input_ids.masked_fill(mask == 0, -100)).loss.backward()
+        return float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+
+    without = gradient_norm(mask)
+    mask[0, :3] = 0
+    assert gradient_norm(mask) < 3 * without
+
+
 @every_recipe
 def test_saved_and_loaded_models_give_identical_logits(recipe, tmp_path):
     model = ChiarForCausalLM(tiny_config(recipe)).eval()
@@ -156,6 +174,15 @@ def test_the_collapse_regulariser_takes_lambda_u_from_the_loss():
     torch.testing.assert_close(penalised.loss, output.loss - 0.25 * U, atol=1e-6, rtol=0)
     measured = regularised.eval()(ids(2, 9), labels=ids(2, 9))
     torch.testing.assert_close(measured.loss, output.loss, atol=1e-6, rtol=0)
+
+
+def test_a_regulariser_that_is_not_reached_is_told_of():
+    model = tiny_model("v1_three_operator", router="soft", collapse_weight=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(ids(2, 9))
+    with pytest.warns(UserWarning, match="collapse_weight does nothing without labels"):
+        model.train()(ids(2, 9))
 
 
 def test_no_gradient_of_the_collapse_regulariser_passes_a_threshold():

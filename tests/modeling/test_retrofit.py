@@ -5,12 +5,14 @@ Shapes: B batch, T tokens.
 
 import copy
 import io
+import warnings
 
 import accelerate
 import pytest
 import torch
 from tests.helpers import VOCAB, ids
 from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -23,24 +25,35 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
 )
 
 from chiaroscuro import load_retrofitted, retrofit, set_share
 from chiaroscuro.analysis import audit
 from chiaroscuro.flops import executed_forward_flops
 from chiaroscuro.routing import ThresholdRouter
+from chiaroscuro.routing.router import threshold_routers
+from chiaroscuro.training import ShareSchedule
 
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "bos_token_id": 0}
 SIZES |= {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 256, "eos_token_id": None}
 SIZES |= {"pad_token_id": 0}
+SCALED = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32}
+SCALED |= {"llama_4_scaling_beta": 0.1}
 BUILT = {
     "gpt2": (
         GPT2LMHeadModel,
@@ -54,6 +67,9 @@ BUILT = {
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 8, "sliding_window": 16}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 16}),
     "olmo2": (Olmo2ForCausalLM, Olmo2Config, {}),
+    "olmo": (OlmoForCausalLM, OlmoConfig, {"clip_qkv": 8.0}),
+    "ministral3": (Ministral3ForCausalLM, Ministral3Config, {"rope_parameters": SCALED}),
+    "crossing": (GPT2LMHeadModel, GPT2Config, {"add_cross_attention": True}),
     "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
 }
 every_model = pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])
@@ -169,7 +185,7 @@ def test_every_weight_learns_with_and_without_checkpointing(name):
 
 
 def test_layers_are_chosen_by_index():
-    model = retrofit(build("llama"), layers=[0, 3])
+    model = retrofit(build("llama"), layers=[3, 0, 3])
     assert [router.layer for router in model.modules() if isinstance(router, ThresholdRouter)] == [0, 3]
     assert model.config.chiaroscuro == {"layers": [0, 3], "light": "none", "share": 1.0}
 
@@ -184,6 +200,9 @@ def test_layers_are_chosen_by_index():
         ("olmo2", {}, "computes its attention in another way"),
         ("gemma2", {}, "layer 1 caps the scores of its attention"),
         ("mistral", {}, "attends within a window of 16 tokens"),
+        ("olmo", {}, "layer 1 clips queries, keys and values"),
+        ("ministral3", {}, "layer 1 scales queries by their positions"),
+        ("crossing", {}, "layer 1 attends to another model's states"),
         ("gpt_neox", {}, "has no attention built as Llama's or GPT-2's"),
     ],
 )
@@ -195,6 +214,56 @@ def test_what_cannot_be_retrofitted_is_refused_and_left_as_it_was(name, argument
     assert set(model.state_dict()) == names
     assert not hasattr(model.config, "chiaroscuro")
     assert torch.equal(model(ids(2, 24)).logits, before)
+
+
+def test_quantized_weights_are_refused():
+    model = build("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wants this done by another library
+        model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    with pytest.raises(ValueError, match="layer 1 has weights that are quantized"):
+        retrofit(model)
+
+
+def test_masks_of_other_kinds_of_attention_are_refused():
+    model = half("llama")
+    with pytest.raises(ValueError, match="takes masks for eager or sdpa attention, got shape"):
+        model.model.layers[1].self_attn(torch.randn(1, 4, 32), attention_mask=torch.ones(1, 4))
+    with pytest.raises(ValueError, match="takes masks for eager or sdpa attention, got BlockMask"):
+        model.model.layers[1].self_attn(torch.randn(1, 4, 32), attention_mask=create_block_mask(causal, 1, 1, 4, 4))
+
+
+def causal(batch, head, query, key):
+    return query >= key
+
+
+def test_a_schedule_goes_on_with_the_share_that_it_had_come_to(tmp_path):
+    def train(stop: int, resume: bool) -> list[float]:
+        model = retrofit(build("llama"))
+        arguments = TrainingArguments(
+            str(tmp_path), max_steps=9, save_steps=5, per_device_train_batch_size=1, report_to="none", use_cpu=True
+        )
+        shares = Shares(stop)
+        schedule = ShareSchedule(ids(4, 48), share=0.25, steps=4, every=4)
+        texts = [{"input_ids": row, "labels": row} for row in ids(9, 16)]
+        Trainer(model, arguments, train_dataset=texts, callbacks=[schedule, shares]).train(
+            resume_from_checkpoint=resume
+        )
+        return [*shares.seen, model.config.chiaroscuro["share"]]
+
+    assert train(stop=5, resume=False) == [0.25] * 6
+    assert train(stop=9, resume=True) == [0.25] * 5
+
+
+class Shares(TrainerCallback):
+    """Notes the share at every step, and stops after one of them."""
+
+    def __init__(self, stop):
+        self.stop, self.seen = stop, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen += {router.share for router in threshold_routers(kwargs["model"])}
+        control.should_training_stop |= state.global_step == self.stop
 
 
 def test_a_share_that_cannot_be_set_leaves_the_model_as_it_was():

@@ -169,6 +169,16 @@ def test_a_compiled_model_is_calibrated_and_overruled_like_any_other():
         torch.testing.assert_close(compiled(text).logits, expected)
 
 
+@pytest.mark.parametrize("padding", [slice(12), slice(8, 20)])
+def test_the_share_at_hand_is_that_of_the_tokens_which_are_not_padding(padding):
+    model, text = tiny_model(layer_operators=[["dct", "attention"]]), ids(2, 20)
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[:, padding] = text[:, padding] = 0
+    with at_share(model, 0.5):
+        (trace,) = model(text, attention_mask=mask, output_routing=True).routing
+    assert trace.gates[mask.bool()][:, 1].mean() == 0.5
+
+
 def test_a_forward_method_that_is_compiled_is_calibrated_and_what_is_not_compiled_is_left_alone(monkeypatch):
     model, text = tiny_model(layer_operators=[["dct", "attention"]]), ids(4, 32)
     stances = []

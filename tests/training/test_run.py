@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers import ids, tiny_model
+from transformers import TrainerState
 
 from chiaroscuro import ChiarForCausalLM
+from chiaroscuro.mixers import RBFMixer
 from chiaroscuro.routing import ThresholdRouter
-from chiaroscuro.training import Diverged, TrainingPlan, compare, load_run, prepare, task_of, train
+from chiaroscuro.training import Diverged, ThresholdRefresh, TrainingPlan, compare, load_run, prepare, task_of, train
 from chiaroscuro.training.folder import alone_in
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -151,6 +154,15 @@ def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan
     run.model(run.tokenizer("Some text.", return_tensors="pt")["input_ids"])
     assert torch.equal(router.thresholds, before)
     assert 0.3 < run.results["routing"]["1"]["attention"] < 0.7
+
+
+def test_a_model_that_was_trained_before_keeps_its_bandwidths():
+    model, state = tiny_model("v1_three_operator"), TrainerState(global_step=0)
+    mixers = [mixer for mixer in model.modules() if isinstance(mixer, RBFMixer)]
+    before = [mixer.log_gamma.item() for mixer in mixers]
+    for fit, kept in ((False, True), (True, False)):
+        ThresholdRefresh(ids(2, 32), 5, fit_mixers=fit).on_step_begin(None, state, None, model=model)
+        assert ([mixer.log_gamma.item() for mixer in mixers] == before) == kept
 
 
 @pytest.mark.parametrize("router", ["threshold", "learned", "benefit"])

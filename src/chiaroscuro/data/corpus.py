@@ -121,7 +121,7 @@ def _wikitext(name: str) -> dict[str, list[str]]:
 
 
 def _folder(path: Path) -> Mapping[str, Sequence[str]]:
-    files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"no text files in {path} (looked for {', '.join(sorted(_SUFFIXES))})")
     splits = {file: _splits_in_name(file.relative_to(path)) for file in files}

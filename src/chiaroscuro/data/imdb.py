@@ -78,8 +78,10 @@ def _read(folder: Path, name: str) -> list[tuple[str, int | None]]:
     try:
         lines = [json.loads(line) for line in _content(path).splitlines() if line.strip()]
         reviews = [(line["text"], line.get("label")) for line in lines]
-        for text, _ in reviews:
+        for number, (text, _) in enumerate(reviews, 1):
             text.encode()  # half of a surrogate pair cannot be
+            if not text.strip():
+                raise ValueError(f"review {number} is empty")
         return reviews
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or holds no reviews ({error})") from error

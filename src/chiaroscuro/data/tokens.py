@@ -5,14 +5,15 @@ Shapes: T tokens of a window.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
+from uuid import uuid4
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
@@ -39,11 +40,14 @@ def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> dict[str, np.n
 
 
 def _encoded(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    whole = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    whole.no_truncation()  # which a tokenizer remembers from its last use, and its file too
+    whole.no_padding()
+    digest = hashlib.sha256(whole.to_str().encode())
     for document in documents:
         digest.update(len(document).to_bytes(8, "little"))
         digest.update(document.encode())
-    return cached_array(digest.hexdigest(), lambda: _ids(documents, tokenizer))
+    return cached_array(digest.hexdigest(), lambda: _ids(documents, whole, tokenizer.eos_token_id))
 
 
 def cached_array(key: str, make: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
@@ -61,16 +65,16 @@ def cached_array(key: str, make: Callable[[], Iterator[np.ndarray]]) -> np.ndarr
 def _write_whole(path: Path, arrays: Iterator[np.ndarray]) -> None:
     """Under a name of its own until it is whole: another process may be looking for the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            _write_array(cast(BinaryIO, file), arrays)
-            file.flush()
-        except BaseException as error:
-            Path(file.name).unlink()
-            if isinstance(error, OSError):
-                raise OSError(f"{path} cannot be written ({error}); CHIAROSCURO_CACHE names another folder") from error
-            raise
-    os.replace(file.name, path)
+    draft = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    try:
+        with draft.open("xb") as file:
+            _write_array(file, arrays)
+    except BaseException as error:
+        draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(f"{path} cannot be written ({error}); CHIAROSCURO_CACHE names another folder") from error
+        raise
+    draft.replace(path)
 
 
 def _write_array(file: BinaryIO, arrays: Iterator[np.ndarray]) -> None:
@@ -90,12 +94,12 @@ def _write_array(file: BinaryIO, arrays: Iterator[np.ndarray]) -> None:
     write_header(length)
 
 
-def _ids(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[np.ndarray]:
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+def _ids(documents: Sequence[str], tokenizer: Tokenizer, end: int) -> Iterator[np.ndarray]:
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
     for document in documents:
         for piece in pieces(document):
-            yield np.array(tokenizer.backend_tokenizer.encode(piece, add_special_tokens=False).ids, dtype=dtype)
-        yield np.array([tokenizer.eos_token_id], dtype=dtype)
+            yield np.array(tokenizer.encode(piece, add_special_tokens=False).ids, dtype=dtype)
+        yield np.array([end], dtype=dtype)
 
 
 class TokenWindows(Dataset[dict[str, Tensor]]):
@@ -123,6 +127,8 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"window {index} of {self.count}")
         start = index * self.available // self.count * (self.length - 1)
         ids = torch.from_numpy(self.stored[start : start + self.length].astype(np.int64))
         return {"input_ids": ids, "labels": ids}

@@ -18,6 +18,7 @@ AutoModelForCausalLM.register(ChiarConfig, ChiarForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(ChiarConfig, ChiarForSequenceClassification, exist_ok=True)
 # By the names in this table the Trainer knows that labels are to be shifted, when it computes a loss itself.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ChiarConfig.model_type] = ChiarForCausalLM.__name__
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"{ChiarConfig.model_type}_mixed"] = ChiarForMixedTasks.__name__
 
 __all__ = [
     "CARD",

@@ -109,6 +109,8 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
             items = kwargs.get("num_items_in_batch")
             share = 1.0 if items is None else (labels[:, 1:] != -100).sum() / items
             loss = loss + share * collapse_penalty(self, outputs.routing)
+        elif self.training and self.config.collapse_weight:
+            warnings.warn("collapse_weight does nothing without labels; label smoothing takes them away", stacklevel=2)
         return ChiarCausalLMOutput(
             loss=loss,
             logits=logits,

@@ -134,6 +134,9 @@ class ChiarLayer(GradientCheckpointingLayer):
             hidden_BTD = hidden_BTD + self.dropout(mixed)
             hidden_BTD = hidden_BTD + self.dropout(self._feed_forward(self.feed_forward_norm(hidden_BTD), routing))
         else:
+            if routing is not None and context.valid_BT is not None:
+                # Padding went to no operator, and the norm of a vector of zeros has a gradient of 1 / sqrt(eps).
+                mixed = torch.where(context.valid_BT[..., None], mixed, hidden_BTD)
             hidden_BTD = self.feed_forward_norm(mixed + self.dropout(self._feed_forward(mixed, routing)))
         if meta_gate is not None:
             hidden_BTD = torch.lerp(before_BTD, hidden_BTD, meta_gate)

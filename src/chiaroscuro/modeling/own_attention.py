@@ -178,10 +178,9 @@ def _usable(mask: Tensor | None, past: Any, T: int, K: int) -> Tensor | None:
     one that is not causal with padding."""
     if mask is None:
         return None
-    if mask.ndim != 4:
-        raise ValueError(
-            f"retrofitted attention takes masks for eager or sdpa attention, got shape {tuple(mask.shape)}"
-        )
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"retrofitted attention takes masks for eager or sdpa attention, got {got}")
     seen_BTK = (mask if mask.dtype == torch.bool else mask == 0)[:, 0, :, :K]
     causal_TK = torch.arange(K, device=mask.device) < (past + 1 + torch.arange(T, device=mask.device))[:, None]
     usable_BK = seen_BTK[:, -1]

@@ -51,7 +51,7 @@ def retrofit(
         raise ValueError(f"{type(model).__name__} has no attention built as Llama's or GPT-2's")
     if any(isinstance(module, RoutedAttention) for module in found.values()):
         raise ValueError(f"this {type(model).__name__} was retrofitted before")
-    chosen = sorted(found)[1:-1] if layers is None else list(layers)
+    chosen = sorted(found)[1:-1] if layers is None else sorted(set(layers))
     if not chosen or not set(chosen) <= set(found):
         raise ValueError(f"layers must be some of {sorted(found)}, got {chosen}")
     try:
@@ -95,6 +95,13 @@ def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> Non
             router.share = old
             router.set_thresholds(*thresholds)
         raise
+    keep_share(model, share)
+
+
+def keep_share(model: PreTrainedModel, share: float) -> None:
+    """As `set_share`, for thresholds that are in place already."""
+    for router in threshold_routers(model):
+        router.share = share
     setattr(model.config, SETTINGS, getattr(model.config, SETTINGS) | {"share": share})
 
 
@@ -168,8 +175,18 @@ def _route(attention: Any, light: Light) -> None:
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     if window is not None and window < config.max_position_embeddings:
         raise ValueError(f"layer {attention.layer_idx} attends within a window of {window} tokens, which is not routed")
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise ValueError(f"layer {attention.layer_idx} caps the scores of its attention, which is not routed")
+    otherwise = {
+        "caps the scores of its attention": getattr(config, "attn_logit_softcapping", None) is not None,
+        "clips queries, keys and values": getattr(config, "clip_qkv", None) is not None,
+        "scales queries by their positions": bool(
+            (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta")
+        ),
+        "attends to another model's states": bool(getattr(config, "add_cross_attention", False)),
+        "has weights that are quantized": not any(weight.is_floating_point() for weight in attention.parameters()),
+    }
+    for what, it_does in otherwise.items():
+        if it_does:
+            raise ValueError(f"layer {attention.layer_idx} {what}, which is not routed")
     style = _style(attention)
     assert style is not None
     own = style(attention)
@@ -179,7 +196,7 @@ def _route(attention: Any, light: Light) -> None:
     routed = RoutedMixer(
         {light: operators[light], "attention": own}, ThresholdRouter(own.width, 2, attention.layer_idx, share=1.0)
     )
-    weight = next(attention.parameters())
+    weight = next(weight for weight in attention.parameters() if weight.is_floating_point())
     attention.__class__ = _routed_class(type(attention))
     attention.routed = nn.Module.to(routed, weight.device, weight.dtype)
 

@@ -148,10 +148,12 @@ class ThresholdRouter(BudgetRouter):
         assert entropy_BT is not None
         return entropy_BT
 
-    def choose(self, score_BT: Tensor) -> Tensor:
+    def choose(self, score_BT: Tensor, context: Context) -> Tensor:
         """Index of each token's operator, (B, T)."""
         if self.share_at_hand is not None:
-            place = between(score_BT.flatten(), 1.0 - self.share_at_hand)
+            valid_BT = context.valid_BT
+            at_hand = score_BT.flatten() if valid_BT is None else score_BT[valid_BT.bool()]
+            place = between(at_hand, 1.0 - self.share_at_hand)
             self.set_thresholds(place, place)
         low, high = self.thresholds.to(score_BT.dtype)
         if self.num_operators == 2:
@@ -159,7 +161,7 @@ class ThresholdRouter(BudgetRouter):
         return (score_BT >= low).long() + (score_BT > high).long()
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
-        choice_BT = self.choose(self.score(x_BTD, entropy_BT, context))
+        choice_BT = self.choose(self.score(x_BTD, entropy_BT, context), context)
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
@@ -202,7 +204,7 @@ class LearnedRouter(ThresholdRouter):
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD, entropy_BT)
-        choice_BT = self.choose(score_BT)
+        choice_BT = self.choose(score_BT, context)
         dear_BT = (score_BT - self.thresholds.to(score_BT.dtype).mean()).sigmoid()
         return straight_through(torch.stack((1 - dear_BT, dear_BT), dim=-1), choice_BT)
 
@@ -223,7 +225,7 @@ class BenefitRouter(LearnedRouter):
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD.detach(), entropy_BT)
-        dear_BT = self.choose(score_BT).to(x_BTD.dtype)
+        dear_BT = self.choose(score_BT, context).to(x_BTD.dtype)
         if self.training:
             dear_BT, explored_BT = _explored(dear_BT, self.EXPLORED, context)
             dear_BT = _FittedToGain.apply(dear_BT, score_BT, explored_BT)

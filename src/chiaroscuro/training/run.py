@@ -60,9 +60,10 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     stopped; OSError when it cannot be saved.
 
     Started by torchrun, several processes train one model: each takes its part of every batch, so that the curve is
-    that of one process. The first one measures and writes; the others return nothing. `sharded` spreads weights and
-    optimiser over them as well (FSDP). Raises ValueError when a batch does not divide among them, and OSError when one
-    of them died.
+    that of one process, up to the end of the first epoch: a last batch that is not full one process takes as it is, and
+    several fill it up from the first. The first process measures and writes; the others return nothing. `sharded`
+    spreads weights and optimiser over them as well (FSDP). Raises ValueError when a batch does not divide among them,
+    and OSError when one of them died.
     """
     config = plan.config(task.fields())
     if plan.batch_size % ranks().num_processes:

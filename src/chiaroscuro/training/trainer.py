@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_utils import TrainOutput
 
 from chiaroscuro.modeling import set_share
+from chiaroscuro.modeling.retrofit import keep_share
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.progress import bar
 from chiaroscuro.routing import calibrate, threshold_routers, utilisation, utilisation_entropy
@@ -124,19 +125,22 @@ class ThresholdRefresh(TrainerCallback):
     """Calibrates on held-out text before the first step and then every `every` steps.
 
     Embeddings move, and with them the entropies; thresholds left alone would soon send all tokens one way. They change
-    between steps only and stay as they are in evaluation. Before the first step the mixers start from data as well.
+    between steps only and stay as they are in evaluation. Before the first step the mixers start from data as well,
+    which a model that was trained before does without (`fit_mixers=False`).
     """
 
-    def __init__(self, input_ids_BT: Tensor, every: int):
+    def __init__(self, input_ids_BT: Tensor, every: int, fit_mixers: bool = True):
         self.input_ids_BT = input_ids_BT
         self.every = every
+        self.fit_mixers = fit_mixers
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step % self.every == 0:
             model: nn.Module = kwargs["model"]
-            calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers=state.global_step == 0)
+            fit_mixers = self.fit_mixers and state.global_step == 0
+            calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers)
 
 
 class ShareSchedule(TrainerCallback):
@@ -149,13 +153,23 @@ class ShareSchedule(TrainerCallback):
         self.steps = steps
         self.every = every
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A run that goes on finds its thresholds in the checkpoint, but not the share that they are for."""
+        since_last = state.global_step % self.every
+        if since_last:
+            keep_share(kwargs["model"], self._share_from(state.global_step - since_last))
+
+    def _share_from(self, step: int) -> float:
+        return 1.0 - (1.0 - self.share) * min(1.0, (step + self.every) / self.steps)
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step % self.every == 0:
-            done = min(1.0, (state.global_step + self.every) / self.steps)
             model: PreTrainedModel = kwargs["model"]
-            set_share(model, 1.0 - (1.0 - self.share) * done, self.input_ids_BT.to(model.device))
+            set_share(model, self._share_from(state.global_step), self.input_ids_BT.to(model.device))
 
 
 class MetricsFile(TrainerCallback):
