@@ -96,9 +96,9 @@ def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
         for study, arm in (("ablation", "full attention, v2"), ("rates", full))
     )
     assert (
-        f"{100 * found.mean:.0f} % above that of the paper's own post-norm baseline ({100 * found.low:.0f} to "
-        f"{100 * found.high:.0f}), once its learning rate is found, and {100 * pre_norm:.0f} % above that of a "
-        f"pre-norm one; rotary in place of learned positions takes {100 * (1 - rotary / learned):.0f} % off"
+        f"{100 * found.mean:.0f} % above its own post-norm baseline ({100 * found.low:.0f} to {100 * found.high:.0f}), "
+        f"once that one's learning rate is found, and `chiar` {100 * pre_norm:.0f} % above its pre-norm one; rotary in "
+        f"place of learned positions takes {100 * (1 - rotary / learned):.0f} % off the post-norm baseline"
     ) in readme
     chance = difference(studies["controls"], [("entropy", "random")]).mean
     post_norm = difference(studies["ablation"], [(routed, "DCT and attention, random")])
