@@ -134,6 +134,7 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         assert shown in out
     assert out.count("  chiaroscuro ") == 3
     assert (tmp_path / "both" / "routing.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "both" / "chiar" / "plan.json").read_text())["warmup_steps"] == 1
 
 
 @pytest.mark.parametrize(

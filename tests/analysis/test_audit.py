@@ -99,7 +99,7 @@ def test_an_rbf_operator_without_mask_is_caught():
 class OfTheWholeText(ThresholdRouter):
     """Chooses by the median entropy of the row, which has no gradient and knows the future."""
 
-    def choose(self, score_BT):
+    def choose(self, score_BT, context):
         return (score_BT > score_BT.median(1, keepdim=True).values).long()
 
 

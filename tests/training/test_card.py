@@ -10,6 +10,7 @@ from tests.helpers import tiny_config, tiny_model
 
 from chiaroscuro import ChiarForSequenceClassification
 from chiaroscuro.data import train_tokenizer
+from chiaroscuro.modeling import model_card
 from chiaroscuro.training import TrainingPlan, load_run, prepare, train
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -51,6 +52,18 @@ def test_the_card_of_a_run_holds_its_figures_and_a_use_that_works(english, tmp_p
     (out / "README.md").write_text("my own words")
     load_run(out).model.save_pretrained(out)
     assert (out / "README.md").read_text() == "my own words"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields", "said"),
+    [
+        ("chiar", {}, "a router in each layer sends each token to one of its operators."),
+        ("v1_three_operator", {"router": "soft"}, "a router in each layer weighs its operators for each token."),
+        ("full_attention", {}, "each layer runs one operator for all tokens."),
+    ],
+)
+def test_a_card_says_how_the_model_routes(recipe, fields, said):
+    assert said in model_card(tiny_model(recipe, **fields)).text
 
 
 def test_a_saved_model_has_a_card_without_figures(tmp_path):

@@ -50,7 +50,7 @@ def training_figures(folder: Path) -> dict[str, Figure]:
 def entropy_figure(model: ChiarForCausalLM | ChiarForSequenceClassification, ids_BT: Tensor) -> Figure | None:
     """The entropies that each layer with a choice sees on `ids_BT`, with those of noise; None where no layer has one.
 
-    White noise has entropies of about normal distribution.
+    The entropies of white noise are approximately normal.
     """
     traces = model.model(ids_BT, use_cache=False, output_routing=True).routing
     if not traces:

@@ -45,7 +45,7 @@ def subject(name: str, data: str | None = None) -> tuple[PreTrainedModel, Tensor
         run = load_run(folder)
         windows = task_of(run, data).windows["test"]
         model = run.model.model if isinstance(run.model, ChiarForSequenceClassification) else run.model
-        return model, windows.batch(range(min(ROWS, len(windows))))
+        return model, windows.batch(range(ROWS))
     if data is not None:
         raise ValueError(f"--data is encoded with the tokenizer of a run, and {name} is none")
     cls = causal_class(config)

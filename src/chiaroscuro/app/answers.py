@@ -81,8 +81,8 @@ def read(shelf: Shelf, name: str, text: str, by: Colouring, change: Change) -> s
 
 
 def curve(shelf: Shelf, name: str, text: str) -> Figure:
-    """Perplexity of a text against its attention FLOPs, as executed, at several shares. Raises ValueError for a
-    classifier, for a text of one token, and for a model whose routers have no thresholds."""
+    """Perplexity of a text against the FLOPs executed for it, relative to full attention's, at several shares. Raises
+    ValueError for a classifier, for a text of one token, and for a model whose routers have no thresholds."""
     with shelf.alone():
         run = shelf.take(name)
         text, _ = _cut(run, text)

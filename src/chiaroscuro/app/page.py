@@ -18,7 +18,7 @@ EXAMPLES = [
     "KING RICHARD.\nA horse, a horse! My kingdom for a horse!\n\nCATESBY.\nWithdraw, my lord.",
     "In 1906, Dr. Amélie O'Brien-Nakamura paid £3,417.50 for <b>seven</b> signed copies of 'Zarathustra' 🙂.",
 ]
-TITLE = "# chiaroscuro\nWhere a transformer spends its attention. Darker: dearer."
+TITLE = "# chiaroscuro\nWhere a transformer spends its attention. Darker: more expensive."
 FIGURES = ("loss", "shares", "utilisation", "entropies")
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 CSS = ".gradio-container { max-width: 1100px !important; } footer { display: none !important; }"
@@ -74,7 +74,7 @@ def _reading(shelf: Shelf, page: gr.Blocks, run: gr.Dropdown, beside: gr.Dropdow
             raise gr.Error(str(error), print_exception=False) from error
 
     def slide(run: str, beside: str, text: str, by: Any, own: bool, *changed: Any) -> tuple[Any, ...]:
-        """Who moves the slider wants its share."""
+        """Moving the slider ends the share as calibrated."""
         return False, *look(run, beside, text, by, False, *changed)
 
     asked = [run, beside, text, by, own, share, layer, token, operator]

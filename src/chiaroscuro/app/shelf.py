@@ -30,7 +30,7 @@ class Shelf:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """For who loads a model or computes with it: all visitors share it, and a change to its routing is one for all.
+        """Exclusive use of the models: all visitors share them, and a change to the routing of one reaches everybody.
         Raises TimeoutError where the others take longer than this shelf's patience."""
         if not self._busy.acquire(timeout=self.patience):
             raise TimeoutError(f"too many are asking: no answer within {self.patience:g} seconds, try again")

@@ -110,7 +110,7 @@ def spectral(sizes: Sizes, at_most: dict[str, float]) -> Case:
 
     sides = {OURS: forward_only(ours), DOUBLE: forward_only(mirrored)}
     rows = len(x_MD)
-    transform = linear_flops(1, D, slots(D)) if by_matrix(D, w.device) else fft_flops(1, D)
+    transform = linear_flops(1, D, slots(D)) if by_matrix(w, D) else fft_flops(1, D)
     planned = {
         OURS: lambda: (rows + len(chosen.flat_M)) * transform,
         DOUBLE: lambda: fft_flops(2 * rows, 2 * D),
@@ -154,7 +154,7 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         masks = [chosen.mask_BT for chosen in routed.route(ours.norm(x), context).chosen or ()]
         every = torch.ones_like(masks[0])
         works = [Work.measured(mask, every, keys == "routed", spectrum=True) for mask in masks]
-        transforms = by_matrix(D, x.device)
+        transforms = by_matrix(x, D)
         return routed.flops([replace(work, by_matrix=transforms) for work in works]).total
 
     return Case(

@@ -1,5 +1,6 @@
 """Commands that make models: train, compare, convert."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -142,6 +143,7 @@ def compare(
     from chiaroscuro.modeling.recipes import recipe_named
 
     plan = training.TrainingPlan(recipe=recipe, data=data, steps=steps, seed=seed)
+    plan = replace(plan, warmup_steps=min(plan.warmup_steps, max(1, steps // 10)))
     out = out or free_folder("compare")
     comparison = training.compare(plan, against or recipe_named(recipe).baseline, out)
     run = training.load_run(out / recipe)

@@ -65,8 +65,8 @@ def check_source(task: str, source: str | None) -> None:
 
 
 def check_length(task: str, longest: int, length: int) -> None:
-    """Raises ValueError where sequences of up to `longest` tokens would be cut to `length`, and a part of one does not
-    have its label."""
+    """Raises ValueError where sequences of up to `longest` tokens would be cut to `length`, in tasks in which a part of
+    a sequence does not have its label."""
     if task in GENERATED and longest > length:
         raise ValueError(
             f"expressions of {task} have up to {longest} tokens, and a part of one does not have its value: windows of "

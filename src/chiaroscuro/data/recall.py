@@ -11,19 +11,18 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from chiaroscuro.data.tokenizer import symbol_tokenizer
-from chiaroscuro.data.tokens import cached_array
+from chiaroscuro.data.tokens import Windows, cached_array
 
-NO_ANSWER = -100  # what losses leave out
+NO_ANSWER = -100  # the label that cross-entropy leaves out
 RECALL_SIZES = {"train": 100_000, "validation": 3_000, "test": 3_000}
 POWER = 0.01  # of the law by which keys are asked for soon after the pairs
 TOGETHER = 1000  # examples made at a time
 
 
-class RecallExamples(Dataset[dict[str, Tensor]]):
+class RecallExamples(Windows):
     """Examples of T tokens. labels are the tokens' own answers, moved as for text: the answer to a key that is asked
     for at t stands at t + 1, and -100 everywhere else. stored: of each example its tokens and then its labels."""
 
@@ -38,10 +37,6 @@ class RecallExamples(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         ids, labels = torch.from_numpy(self.rows[index].astype(np.int64))
         return {"input_ids": ids, "labels": labels}
-
-    def batch(self, indices: range) -> Tensor:
-        """The tokens of the examples at `indices`, (B, T)."""
-        return torch.stack([self[index]["input_ids"] for index in indices])
 
 
 def generate_recall(

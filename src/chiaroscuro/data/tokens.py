@@ -102,7 +102,21 @@ def _ids(documents: Sequence[str], tokenizer: Tokenizer, end: int) -> Iterator[n
         yield np.array([end], dtype=dtype)
 
 
-class TokenWindows(Dataset[dict[str, Tensor]]):
+class Windows(Dataset[dict[str, Tensor]]):
+    """Sequences of `length` tokens each, with labels. stored: what they are cut from."""
+
+    stored: np.ndarray
+    length: int
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def batch(self, indices: range) -> Tensor:
+        """The tokens of the sequences at `indices`, as far as there are so many, (B, T)."""
+        return torch.stack([self[index]["input_ids"] for index in indices if index < len(self)])
+
+
+class TokenWindows(Windows):
     """Windows of T tokens, each beginning with the last token of the one before, so that every token but the first of
     the text is predicted exactly once. With `count`, at most that many of them, spread evenly over the text. stored:
     the tokens of the text.
@@ -132,7 +146,3 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
         start = index * self.available // self.count * (self.length - 1)
         ids = torch.from_numpy(self.stored[start : start + self.length].astype(np.int64))
         return {"input_ids": ids, "labels": ids}
-
-    def batch(self, indices: range) -> Tensor:
-        """The windows at `indices`, (B, T)."""
-        return torch.stack([self[index]["input_ids"] for index in indices])

@@ -71,7 +71,7 @@ def evaluate(
     starts = range(0, len(windows), batch_size)
     with evaluating(model):
         for start in tracked(starts, "evaluating", show_progress):
-            ids_BT = windows.batch(range(start, min(start + batch_size, len(windows)))).to(model.device)
+            ids_BT = windows.batch(range(start, start + batch_size)).to(model.device)
             output = model(ids_BT, use_cache=False, output_routing=True)
             targets = ids_BT[:, 1:].flatten()
             nats += float(cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"))

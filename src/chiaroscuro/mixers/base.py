@@ -102,8 +102,8 @@ class Mixer(nn.Module, ABC):
         """
 
     def fit(self, x_BTD: Tensor) -> None:
-        """Set what should start from data, given typical inputs: called by `chiaroscuro.calibrate` with `fit_mixers`,
-        which is for once before training."""
+        """Set what should start from data, given typical inputs. `chiaroscuro.calibrate` with `fit_mixers` calls it,
+        once, before training."""
 
 
 M = TypeVar("M", bound=Mixer)

@@ -1,7 +1,9 @@
 """The model card that is saved beside a model: what it is, how it routes, how to use it."""
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from chiaroscuro.routing import router_class
 
 CARD = "README.md"
 _TASKS = {
@@ -57,14 +59,21 @@ def model_card(model: PreTrainedModel, record: str = "", figures: list[EvalResul
     sections = [
         f"---\n{data.to_yaml()}\n---",
         f"# {config.recipe}",
-        "A CHIAR-Former (arXiv 2606.08327), made with the package `chiaroscuro`: each layer sends a token to one of "
-        "its operators, by the entropy of the token's DCT power spectrum or as its router says.",
+        f"A CHIAR-Former (arXiv 2606.08327), made with the package `chiaroscuro`: {_how_it_routes(config)}.",
         *([_LEAK] if config.meta_router == "paper" else []),
         markdown_table(facts),
         *([record] if record else []),
         f"## Use\n\n{_USE.format(auto=auto)}",
     ]
     return ModelCard("\n\n".join(section.strip() for section in sections) + "\n", ignore_metadata_errors=False)
+
+
+def _how_it_routes(config: PreTrainedConfig) -> str:
+    if all(len(operators) == 1 for operators in config.layer_operators):
+        return "each layer runs one operator for all tokens"
+    if not router_class(config.router).hard:
+        return "a router in each layer weighs its operators for each token"
+    return "a router in each layer sends each token to one of its operators"
 
 
 def markdown_table(rows: dict[str, str]) -> str:

@@ -70,8 +70,8 @@ class ChiarConfig(PreTrainedConfig):
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
     router: "threshold", "soft", "hard", "learned", "benefit", or the controls "random", "random_explored",
         "hash" and "interleaved" (`chiaroscuro.routing`).
-    routed_share: of the tokens of a layer with two operators, how many go to the dearer one; None: half of them.
-    tau_low, tau_high: thresholds before calibration; None: where they would lie for white noise.
+    routed_share: of the tokens of a layer with two operators, how many go to the second; None: half of them.
+    tau_low, tau_high: thresholds of router "threshold" before calibration; None: where they would lie for white noise.
     attention_keys: "all": a token sees every earlier token; "routed": those that were routed to attention in the layer.
     dispatch: "sparse": operators run on their tokens only; "dense": on all, and gates blend; "auto": sparse where it
         can.
@@ -300,7 +300,7 @@ def _check_size(name: str, value: Any, most: int = 2**63 - 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")
     if value > most:
-        raise ValueError(f"{name} is {value}, and at most {most} are believed")
+        raise ValueError(f"{name} is {value}, and at most {most} are accepted")
 
 
 def _check_operators(layers: Any) -> None:

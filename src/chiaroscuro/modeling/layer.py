@@ -175,7 +175,7 @@ class ChiarLayer(GradientCheckpointingLayer):
         else:
             works = [trace.work(index, self.routed_keys, spectrum, past) for index in range(count)]
         weight = self.feed_forward_norm.weight
-        transforms = by_matrix(len(weight), weight.device)
+        transforms = by_matrix(weight, len(weight))
         total = self.mixer.flops([replace(work, by_matrix=transforms) for work in works])
         if self.short_convolution is not None:
             total = total + self.short_convolution.flops(dense.tokens)

@@ -43,7 +43,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     content = read_json(path)
     for name in _LISTED:
         if isinstance(content.get(name), int) and content[name] > LONGEST:
-            raise ValueError(f"{path}: {name} is {content[name]}, and {LONGEST} at most are believed")
+            raise ValueError(f"{path}: {name} is {content[name]}, and at most {LONGEST} are accepted")
     if content.get("transformers_weights") is not None:
         raise ValueError(f"{path}: transformers_weights is not followed; the weights belong into {_WEIGHTS}")
     kind = content.get("model_type")

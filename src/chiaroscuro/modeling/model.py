@@ -144,7 +144,7 @@ class ChiarModel(ChiarPreTrainedModel):
         self._check_length(past + T)
         attention_mask = _padding_mask(attention_mask, B, past + T)
         positions_BT = _positions(position_ids, attention_mask, past, B, T, inputs_embeds.device)
-        self._check_positions(positions_BT if position_ids is not None else None)
+        self._check_positions(position_ids)
 
         hidden_BTD = self._place(inputs_embeds, positions_BT)
         context = Context(

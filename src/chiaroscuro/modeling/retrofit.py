@@ -122,9 +122,7 @@ def load_retrofitted(folder: Path | str, **kwargs: Any) -> PreTrainedModel:
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             super().__init__(config, *args, **kwargs)
             retrofit(self, settings["layers"], settings["light"], check=False)
-            for router in threshold_routers(self):
-                router.share = settings["share"]
-            setattr(self.config, SETTINGS, settings)
+            keep_share(self, settings["share"])
 
     model = load_model(Retrofitted, Path(folder), config, **kwargs)
     model.__class__ = cls

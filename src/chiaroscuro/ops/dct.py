@@ -225,13 +225,12 @@ def matrix(D: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def has_kernel(x: Tensor, D: int) -> bool:
     """Whether vectors of D channels, or their spectra, such as x are left to the kernels for GPUs."""
-    plain = x.device.type == "cuda" and type(x) is Tensor and not torch.compiler.is_compiling()
-    return plain and x.dtype != torch.float64 and D <= MATRIX_UP_TO and has_triton()
+    return by_matrix(x, D) and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
-def by_matrix(D: int, device: torch.device) -> bool:
-    """Whether transforms are products with the matrix."""
-    return D <= MATRIX_UP_TO and device.type == "cuda" and has_triton()
+def by_matrix(x: Tensor, D: int) -> bool:
+    """Whether transforms of vectors such as x are products with the matrix, as those of the kernels for GPUs are."""
+    return x.device.type == "cuda" and x.dtype != torch.float64 and D <= MATRIX_UP_TO and has_triton()
 
 
 class _Forward(Function):
@@ -249,7 +248,7 @@ class _Forward(Function):
 
 
 class Inverse(Function):
-    """What stands in slots that hold nothing is ignored."""
+    """Inverse of `_Forward`; unused slots of the packed spectrum are ignored."""
 
     @staticmethod
     def forward(X: Tensor, D: int) -> Tensor:

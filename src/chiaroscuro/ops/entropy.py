@@ -173,7 +173,7 @@ def noise_entropy(D: int) -> float:
 
 
 def noise_deviation(D: int) -> float:
-    """Standard deviation of the same, approximately: 1 / (sqrt(D) ln D)."""
+    """Standard deviation of the spectral entropy of D white-noise channels, approximately: 1 / (sqrt(D) ln D)."""
     _check_noise(D)
     return 1 / (math.sqrt(D) * math.log(D))
 

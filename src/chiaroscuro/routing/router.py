@@ -18,7 +18,7 @@ from chiaroscuro.routing.thresholds import between, check_share, check_threshold
 
 
 class Router(nn.Module, ABC):
-    """Gates over O operators, two at the least, listed from the cheapest to the dearest. Raises ValueError for fewer or
+    """Gates over O operators, two at the least, the cheapest first. Raises ValueError for fewer or
     more than it can choose between.
 
     hard: each token goes to one operator, so the others need not be run for it.

@@ -10,9 +10,12 @@ import os
 import shutil
 from pathlib import Path
 
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
 from chiaroscuro.modeling import read_json
 
-PREFIX, SUMS, DRAFTS = "checkpoint-", "sums.json", "drafts"
+PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"  # by which the Trainer names what it writes
+SUMS, DRAFTS = "sums.json", "drafts"
 KEPT = 2
 
 

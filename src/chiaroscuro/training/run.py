@@ -55,7 +55,7 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     One seed gives the same loss curve on the same machine. With `resume` the run in `out` goes on from its last
     checkpoint that is whole, and its curve becomes that of a run which was never stopped; of one that is finished the
     results are returned, unless its weights are gone and a checkpoint has them. SIGTERM and Ctrl-C let it save first;
-    the log that one of them came before is then a mean over the steps after it only. Raises ValueError for a folder
+    the next log is then a mean over the steps since it went on. Raises ValueError for a folder
     that would be overwritten, or that another process is at work in, when there is nothing to resume, and when it was
     stopped; OSError when it cannot be saved.
 
@@ -186,8 +186,7 @@ def _on_further_text(model: Any, task: Task, name: str) -> dict[str, Any]:
 
 def _sample(model: Any, task: Task, split: str) -> Tensor:
     """Some windows, (B, T), to count FLOPs on."""
-    windows = task.windows[split]
-    return windows.batch(range(min(8, len(windows)))).to(model.device)
+    return task.windows[split].batch(range(8)).to(model.device)
 
 
 def _begin(plan: TrainingPlan, out: Path) -> None:

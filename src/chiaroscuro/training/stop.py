@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def ignore_sigterm() -> None:
-    """For a process that is about to end by itself, and has to say why before somebody who knows already ends it."""
+    """When one process dies, torchrun sends this signal to the others, who have yet to say why they end."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -37,9 +37,6 @@ from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequence
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.trainer import RoutingTrainer
 
-CALIBRATION_TOKENS = 4096
-
-
 W = TypeVar("W", TokenWindows, RecallExamples)
 
 
@@ -85,10 +82,10 @@ class Task(ABC, Generic[W]):
         special = ("bos_token_id", "eos_token_id", "pad_token_id")
         return {"vocab_size": len(self.tokenizer)} | dict.fromkeys(special, self.tokenizer.eos_token_id)
 
-    def calibration_text(self) -> Tensor:
-        """Windows of the validation text, (B, T), some thousand tokens."""
+    def calibration_text(self, tokens: int = 4096) -> Tensor:
+        """Windows of the validation text, (B, T), that have so many tokens, or all of it."""
         windows = self.windows["validation"]
-        return windows.batch(range(min(len(windows), -(-CALIBRATION_TOKENS // windows.length))))
+        return windows.batch(range(-(-tokens // windows.length)))
 
 
 def text_windows(plan: TrainingPlan, tokens: dict[str, np.ndarray]) -> dict[str, TokenWindows]:

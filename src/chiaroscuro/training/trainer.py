@@ -106,18 +106,11 @@ class RoutingTrainer(Trainer):
             raise NotSaved(f"checkpoint of step {self.state.global_step} not saved ({error}): {left}") from error
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        means = {
-            layer: (names, torch.stack(shares).mean(0)) for layer, (names, shares) in self._shares.items() if shares
-        }
-        if means:
-            means = {layer: (names, self.accelerator.reduce(share, "mean")) for layer, (names, share) in means.items()}
-            logs["routing"] = {
-                layer: dict(zip(names, share.tolist(), strict=True)) for layer, (names, share) in means.items()
-            }
-            logs["utilisation_entropy"] = {
-                layer: float(utilisation_entropy(share)) for layer, (_, share) in means.items()
-            }
-            self._shares.clear()
+        for layer, (operators, shares) in self._shares.items():
+            mean = self.accelerator.reduce(torch.stack(shares).mean(0), "mean")
+            logs.setdefault("routing", {})[layer] = dict(zip(operators, mean.tolist(), strict=True))
+            logs.setdefault("utilisation_entropy", {})[layer] = float(utilisation_entropy(mean))
+        self._shares.clear()
         super().log(logs, start_time)
 
 
