@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from statistics import fmean
 
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.console import Group
@@ -31,7 +32,7 @@ def colour(operator: str) -> str:
 
 def ink(background: str) -> str:
     """Black or white, whichever is read on `background` (by its relative luminance)."""
-    red, green, blue = (int(background[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = to_rgb(background)
     return DARK_INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.4 else LIGHT_INK
 
 

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens.
 import json
 import math
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,7 @@ def entropy_figure(model: ChiarForCausalLM | ChiarForSequenceClassification, ids
         values = trace.entropy.flatten().tolist()
         axes.hist(values, bins=60, density=True, color="#E0A33E", label=f"layer {trace.layer + 1}")
         noise = np.linspace(expected - 4 * deviation, expected + 4 * deviation, 200)
-        density = np.exp(-(((noise - expected) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
-        axes.plot(noise, density, color=_INK[0], label="white noise")
+        axes.plot(noise, [NormalDist(expected, deviation).pdf(x) for x in noise], color=_INK[0], label="white noise")
         axes.set(ylabel="density")
         axes.legend(frameon=False, fontsize=8)
     panels[-1].set_xlabel("spectral entropy")

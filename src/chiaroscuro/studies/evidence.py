@@ -19,7 +19,7 @@ from chiaroscuro.studies.table import Row, best_runs, measure_of, on_text, rows
 
 # The 97.5th percentile of Student's t for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-NORMAL = 1.95996  # the same of the normal distribution
+NORMAL = statistics.NormalDist().inv_cdf(0.975)
 ENOUGH = 6  # seeds, from which on the variance of an arm is known without the others
 SCATTERS = 10.0  # times the median variance: of three seeds' variances, one in a thousand lies above
 

@@ -27,20 +27,12 @@ Differences of perplexity are in per cent (lower is better), of accuracy in poin
 error of the test text itself is not in them, and they are not corrected for their number. For perplexity the interval
 is from the variance over seeds of all arms of a study; the last column has the one from the variances of the two arms
 alone. Accuracies, and arms with six seeds, have that of the two arms alone only.
-
-The rules were changed after `controls`, `ablation`, `imdb`, `mixed` and a part of `small_text` had been run, and again
-after `listops_flat`; that of complementarity was changed once more, which left its verdict as it was
-([log.md](log.md)). `controls`, `ablation`, `imdb` and `mixed` were trained before two changes of the code: the
-threshold between two operators was the mean of both terciles (now the median), and `interleaved` took the same tokens
-in each layer. Token counts of `imdb` and `listops_flat` include padding.
-
-Models of some two million parameters trained on three million tokens (`imdb`: eleven) say what happens at that size,
-not at the published one.
 """
 
 
 def report(studies: Sequence[Study], results: Path, page: Path) -> str:
-    """The text of `page`, with links to the files of `results`. What is missing or not finished is named.
+    """The text of `page`, with links to the files of `results`, and what its NOTES.md says of all of them. What is
+    missing or not finished is named.
 
     Raises ValueError when there is no such folder, and when results are damaged or made by another plan.
     """
@@ -55,7 +47,9 @@ def report(studies: Sequence[Study], results: Path, page: Path) -> str:
             lacking[study.name] = str(error)
     to_results = Path(os.path.relpath(results, page.parent))
     to_run = {name: _to_run(name, lack, results) for name, lack in lacking.items()}
-    parts = [HEAD, _summary(done), *(_section(number, claim, done, to_run) for number, claim in enumerate(CLAIMS, 1))]
+    notes = results / "NOTES.md"
+    parts = [HEAD, *([notes.read_text(encoding="utf-8")] if notes.exists() else []), _summary(done)]
+    parts += (_section(number, claim, done, to_run) for number, claim in enumerate(CLAIMS, 1))
     token_studies = sorted(results.glob("tokens/*/tokens.json"))
     parts += [_tokens(path, to_results / "tokens" / path.parent.name) for path in token_studies]
     parts += [clock(results / "bench", to_results / "bench"), _studies(done, to_results)]
