@@ -45,8 +45,7 @@ from transformers import (
 from chiaroscuro import load_retrofitted, retrofit, set_share
 from chiaroscuro.analysis import audit
 from chiaroscuro.flops import executed_forward_flops
-from chiaroscuro.routing import ThresholdRouter
-from chiaroscuro.routing.router import threshold_routers
+from chiaroscuro.routing import ThresholdRouter, threshold_routers
 from chiaroscuro.training import ShareSchedule
 
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "bos_token_id": 0}

@@ -5,14 +5,8 @@ from chiaroscuro.routing.collapse import starving, utilisation, utilisation_entr
 from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatch
 from chiaroscuro.routing.force import at_share, forced
 from chiaroscuro.routing.meta import MetaRouter
-from chiaroscuro.routing.router import (
-    ROUTERS,
-    BudgetRouter,
-    Router,
-    ThresholdRouter,
-    router_class,
-    threshold_routers,
-)
+from chiaroscuro.routing.registry import ROUTERS, router_class
+from chiaroscuro.routing.router import BudgetRouter, Router, ThresholdRouter, threshold_routers
 from chiaroscuro.routing.thresholds import check_share, check_thresholds, noise_thresholds
 
 __all__ = [
