@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from torch.nn.functional import cross_entropy
@@ -15,6 +16,8 @@ from chiaroscuro.data import TokenWindows
 from chiaroscuro.modeling import ChiarForCausalLM, RoutingTrace
 from chiaroscuro.progress import tracked
 from chiaroscuro.routing.evaluating import evaluating
+
+LARGEST_EXPONENT = 700.0  # that a float holds the exponential of
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ class Evaluation:
     bits_per_byte: float | None = None
     accuracy: float | None = None
     tasks: dict[str, float] | None = None
+
+    @classmethod
+    def of_text(
+        cls, nats: float, predicted: np.ndarray, token_bytes: np.ndarray | None, routing: dict[str, dict[str, float]]
+    ) -> Self:
+        """From the summed loss, how often each id was predicted, and the bytes behind each, None where they are not
+        known."""
+        tokens = int(predicted.sum())
+        ids = predicted.nonzero()[0]
+        text_bytes = 0 if token_bytes is None else int(token_bytes[ids] @ predicted[ids])
+        bits = nats / math.log(2) / text_bytes if text_bytes else None
+        return cls(nats / tokens, tokens, routing, math.exp(min(nats / tokens, LARGEST_EXPONENT)), bits)
 
 
 class ShareCounter:
@@ -77,17 +92,7 @@ def evaluate(
             nats += float(cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"))
             predicted += np.bincount(targets.cpu().numpy(), minlength=len(predicted))
             shares.add(output.routing)
-    tokens = int(predicted.sum())
-    loss = nats / tokens
-    bits = bits_per_byte(nats, predicted, token_bytes)
-    return Evaluation(loss, tokens, shares.mean(), math.exp(min(loss, 700.0)), bits)
-
-
-def bits_per_byte(nats: float, predicted: np.ndarray, token_bytes: np.ndarray | None) -> float | None:
-    """From summed nats and how often each id was predicted; None where the bytes behind the ids are not known."""
-    ids = predicted.nonzero()[0]
-    text_bytes = 0 if token_bytes is None else int(token_bytes[ids] @ predicted[ids])
-    return nats / math.log(2) / text_bytes if text_bytes else None
+    return Evaluation.of_text(nats, predicted, token_bytes, shares.mean())
 
 
 def unigram_perplexity(train: np.ndarray, windows: TokenWindows, vocab_size: int) -> float:

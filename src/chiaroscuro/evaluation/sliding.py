@@ -3,14 +3,13 @@
 Shapes: B batch, T tokens of a window, S predicted tokens of a window.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from chiaroscuro.evaluation.perplexity import Evaluation, bits_per_byte
+from chiaroscuro.evaluation.perplexity import Evaluation
 from chiaroscuro.progress import tracked
 from chiaroscuro.routing.evaluating import evaluating
 
@@ -47,9 +46,7 @@ def evaluate_sliding(
             nats += _nats(model, tokens, middle[start : start + batch_size], window, stride)
         if len(ends) > 1:
             nats += _nats(model, tokens, ends[-1:], window, ends[-1] - ends[-2])
-    predicted = len(tokens) - 1
-    bits = bits_per_byte(nats, np.bincount(tokens[1:]), token_bytes)
-    return Evaluation(nats / predicted, predicted, {}, math.exp(min(nats / predicted, 700.0)), bits)
+    return Evaluation.of_text(nats, np.bincount(tokens[1:]), token_bytes, routing={})
 
 
 def _nats(model: Any, tokens: np.ndarray, ends: list[int], window: int, new: int) -> float:
