@@ -108,7 +108,11 @@ def _train(
     if not ranks().is_main_process:
         return {}
     # As anyone else will read it: what was trained may still multiply in bfloat16.
-    model = type(model).from_pretrained(trained).to(trainer.args.device)
+    return _finish(plan, type(model).from_pretrained(trained).to(trainer.args.device), task, out, trainer)
+
+
+def _finish(plan: TrainingPlan, model: Any, task: Task, out: Path, trainer: RoutingTrainer) -> dict[str, Any]:
+    """Calibrate and measure a trained model, and write all that makes a run folder. Returns the results."""
     try:
         calibrate(model, task.calibration_text().to(model.device))
     except NotFinite as error:
@@ -121,7 +125,7 @@ def _train(
         "tokens_per_second": tokens_seen / seconds if seconds else None,
     }
     model.save_pretrained(out)
-    task.tokenizer.model_max_length = config.max_position_embeddings
+    task.tokenizer.model_max_length = model.config.max_position_embeddings
     task.tokenizer.save_pretrained(out)
     run_card(model, results).save(out / CARD)
     write_json(out / RESULTS, results)
