@@ -109,6 +109,21 @@ def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
     assert f"in all {100 * (1 - ratio_of_all_flops('v2_400m')):.0f} % fewer at the published size of v2" in readme
 
 
+def test_what_the_readme_says_of_collapse_and_regime_is_what_the_page_says():
+    readme, page = words_of(ROOT / "README.md"), words_of(ROOT / "docs" / "results.md")
+    mixes, does_not = re.search(
+        r"RBF operator that mixes in (.*?); with one that does not in (.*?); with", page
+    ).groups()
+    assert f"in {mixes} runs with an RBF operator that mixes, in {does_not} with one that does not" in readme
+    large, small, listops, sentiment = re.search(
+        r"Large text (\S+) % .*?; small text (\S+) % .*?; ListOps (\S+) points .*?; sentiment (\S+) points", page
+    ).groups()
+    assert (
+        f"{large} % and {small} % of perplexity on large and small text, {listops} points on ListOps, {sentiment} on "
+        "sentiment"
+    ) in readme
+
+
 def ratio_of_all_flops(recipe: str) -> float:
     config = ChiarConfig.from_recipe(recipe)
     return planned_flops(config, 1, 256).total / planned_flops(config.twin(), 1, 256).total
