@@ -89,7 +89,8 @@ def measure(case: Case, rounds: int, seconds: float = 0.0) -> Measured:
 def _in_turn(
     sides: dict[str, Callable[[], Any]], rounds: int, seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, tuple[float, float, float]]]:
-    """The seconds that each side took, round by round, and the ratios as in `Measured`."""
+    """The seconds that each side took, round by round, and the ratios as in `Measured`. Only every so many `rounds` is
+    it looked at whether they are known, which leaves the caches to the sides."""
     ours, *others = sides
     order = Random(0)  # since what a side leaves in the caches meets the next
 
@@ -103,7 +104,7 @@ def _in_turn(
         for name, passed in a_round().items():
             taken[name].append(passed)
         done, in_all = len(taken[ours]), sum(map(sum, taken.values()))
-        if done < rounds or in_all < seconds:
+        if done % rounds or in_all < seconds:
             continue
         ratio = {
             other: _quartiles([mine / theirs for mine, theirs in zip(taken[ours], taken[other], strict=True)])

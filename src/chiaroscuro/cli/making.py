@@ -143,6 +143,7 @@ def compare(
     from chiaroscuro.modeling.recipes import recipe_named
 
     plan = training.TrainingPlan(recipe=recipe, data=data, steps=steps, seed=seed)
+    # Few steps are not to end while the learning rate still rises.
     plan = replace(plan, warmup_steps=min(plan.warmup_steps, max(1, steps // 10)))
     out = out or free_folder("compare")
     comparison = training.compare(plan, against or recipe_named(recipe).baseline, out)

@@ -5,6 +5,7 @@ Shapes: T tokens of a window.
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -102,14 +103,15 @@ def _ids(documents: Sequence[str], tokenizer: Tokenizer, end: int) -> Iterator[n
         yield np.array([end], dtype=dtype)
 
 
-class Windows(Dataset[dict[str, Tensor]]):
+class Windows(Dataset[dict[str, Tensor]], ABC):
     """Sequences of `length` tokens each, with labels. stored: what they are cut from."""
 
     stored: np.ndarray
     length: int
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """How many there are."""
 
     def batch(self, indices: range) -> Tensor:
         """The tokens of the sequences at `indices`, as far as there are so many, (B, T)."""

@@ -85,21 +85,20 @@ def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> Non
     routers = threshold_routers(model)
     if not routers or not hasattr(model.config, SETTINGS):
         raise ValueError(f"this {type(model).__name__} was not retrofitted")
-    before = [(router, router.share, router.thresholds.tolist()) for router in routers]
-    for router in routers:
-        router.share = share
+    share_before = getattr(model.config, SETTINGS)["share"]
+    thresholds_before = [router.thresholds.tolist() for router in routers]
+    keep_share(model, share)
     try:
         calibrate(model, input_ids_BT)
     except Exception:
-        for router, old, thresholds in before:
-            router.share = old
+        keep_share(model, share_before)
+        for router, thresholds in zip(routers, thresholds_before, strict=True):
             router.set_thresholds(*thresholds)
         raise
-    keep_share(model, share)
 
 
 def keep_share(model: PreTrainedModel, share: float) -> None:
-    """As `set_share`, for thresholds that are in place already."""
+    """What `set_share` sets but for the thresholds."""
     for router in threshold_routers(model):
         router.share = share
     setattr(model.config, SETTINGS, getattr(model.config, SETTINGS) | {"share": share})

@@ -55,9 +55,9 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     One seed gives the same loss curve on the same machine. With `resume` the run in `out` goes on from its last
     checkpoint that is whole, and its curve becomes that of a run which was never stopped; of one that is finished the
     results are returned, unless its weights are gone and a checkpoint has them. SIGTERM and Ctrl-C let it save first;
-    the next log is then a mean over the steps since it went on. Raises ValueError for a folder
-    that would be overwritten, or that another process is at work in, when there is nothing to resume, and when it was
-    stopped; OSError when it cannot be saved.
+    the next log is then a mean over the steps since it went on. Raises ValueError for a folder that would be
+    overwritten, or that another process is at work in, when there is nothing to resume, and when it was stopped;
+    OSError when it cannot be saved.
 
     Started by torchrun, several processes train one model: each takes its part of every batch, so that the curve is
     that of one process, up to the end of the first epoch: a last batch that is not full one process takes as it is, and

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from chiaroscuro.modeling import set_share
-from chiaroscuro.modeling.retrofit import keep_share
+from chiaroscuro.modeling.retrofit import keep_share, set_share
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.progress import bar
 from chiaroscuro.routing import calibrate, threshold_routers, utilisation, utilisation_entropy
