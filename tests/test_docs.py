@@ -87,7 +87,8 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_result():
 
 def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
     readme = words_of(ROOT / "README.md")
-    studies = {name: finished(STUDIES[name], ROOT / "results" / name) for name in ("controls", "ablation", "rates")}
+    names = ("controls", "ablation", "rates", "vocabulary")
+    studies = {name: finished(STUDIES[name], ROOT / "results" / name) for name in names}
     routed, full = "DCT and attention, threshold", "full attention, v1"
     found = difference(studies["rates"], [(routed, full)])
     pre_norm = difference(studies["controls"], [("entropy", "full attention")]).mean
@@ -103,7 +104,11 @@ def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
     chance = difference(studies["controls"], [("entropy", "random")]).mean
     post_norm = difference(studies["ablation"], [(routed, "DCT and attention, random")])
     assert post_norm.low < 0 < post_norm.high
-    assert f"by {-100 * chance:.1f} % of perplexity with pre-norm; not settled with post-norm" in readme
+    by_hash = difference(studies["vocabulary"], [("entropy", "hash of the token")]).mean
+    assert (
+        f"by {-100 * chance:.1f} % of perplexity with pre-norm; not settled with post-norm; {100 * by_hash:.1f} % "
+        "worse than a hash of the token"
+    ) in readme
     dct = [(router, f"{router}, nothing for DCT") for router in ("entropy", "learned")]
     assert f"within {-100 * difference(studies['controls'], dct).low:.1f} % of no operator in its place" in readme
     assert f"in all {100 * (1 - ratio_of_all_flops('v2_400m')):.0f} % fewer at the published size of v2" in readme

@@ -173,8 +173,11 @@ def test_a_router_is_held_against_random_tokens_over_three_budgets(write, tmp_pa
     for loss, expected in ((4.0, OPEN), (3.9, HOLDS), (4.1, FAILS)):
         write(study, {"benefit, 25 %": loss, "benefit, 37.5 %": loss})
         assert verdict(report(*place), title) == expected
-    write(study, {"benefit, 25 %": 3.9, "random, explored, 25 %": 3.9, "benefit, 37.5 %": 3.9})
+    better = {"benefit, 25 %": 3.9, "benefit, 37.5 %": 3.9}
+    write(study, better | {"random, explored, 25 %": 3.9})
     assert verdict(report(*place), title) == f"{HOLDS}; {OPEN} where random tokens are explored too"
+    write(study, better | {"hash of the token, 25 %": 3.8})
+    assert verdict(report(*place), title) == f"{HOLDS}; {FAILS} against a hash of the token"
 
 
 def test_the_dct_is_held_against_nothing_in_its_place(write, tmp_path):

@@ -18,6 +18,7 @@ AS_LARGE = "as many parameters, "  # and that of one with as many as full attent
 ROUTED_KEYS = "routed keys, benefit, 12.5 %"
 TWIN = "full attention"
 EXPLORED = "random, explored, 25 %"
+HASHED = "hash of the token, 25 %"
 _EVERY_CURVE = (*ROUTERS, LAYERS)
 _OPERATORS = {
     "a": ["attention"],
@@ -102,6 +103,7 @@ BUDGETS = Study(
         *_routed("25 %", "nnrr", 0.5),
         *_routed("12.5 %", "nnnr", 0.5),
         _arm(EXPLORED, "nnrr", router="random_explored"),
+        _arm(HASHED, "nnrr", router="hash"),
         _arm("with the DCT, benefit, 25 %", "ddss"),
         _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
     ),

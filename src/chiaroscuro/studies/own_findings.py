@@ -1,6 +1,6 @@
 """The rules by which our own claims are judged."""
 
-from chiaroscuro.studies.budgets import AS_LARGE, EXPLORED, LAYERS, POST_NORM, ROUTED_KEYS, TWIN
+from chiaroscuro.studies.budgets import AS_LARGE, EXPLORED, HASHED, LAYERS, POST_NORM, ROUTED_KEYS, TWIN
 from chiaroscuro.studies.evidence import Finished, difference
 from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, sized
 from chiaroscuro.studies.paper_findings import DCT_GAIN
@@ -48,17 +48,20 @@ def who_gets_it(studies: Studies) -> Finding:
     table, _ = compared([(study, *pair) for router in routers for pair in pairs[router]])
     found = {router: difference(study, pairs[router]) for router in routers}
     told = "; ".join(f"{router} {each}" for router, each in found.items())
-    further, (alike, exploring) = compared(
-        [(study, "benefit, 25 %", EXPLORED), (study, EXPLORED, "random, 25 %")],
+    further, (alike, exploring, by_hash, hashed) = compared(
+        [(study, *pair) for other in (EXPLORED, HASHED) for pair in (("benefit, 25 %", other), (other, "random, 25 %"))]
     )
-    against_random, against_alike = gained(found["benefit"]), gained(alike)
-    agreed = against_random == against_alike
+    verdict = gained(found["benefit"])
+    controls = {"where random tokens are explored too": alike, "against a hash of the token": by_hash}
+    apart = [f"{gained(each)} {control}" for control, each in controls.items() if gained(each) != verdict]
     return Finding(
-        against_random if agreed else f"{against_random}; {against_alike} where random tokens are explored too",
+        "; ".join([verdict, *apart]),
         [
             f"Against random tokens of the same layers, the mean over {', '.join(below_half)} of attention: {told}. "
             "`benefit` explores in training, where an eighth of the tokens get both operators, blended. Random tokens "
-            f"of a model that does so too differ from others by {exploring}, and `benefit` from them by {alike}."
+            f"of a model that does so too differ from others by {exploring}, and `benefit` from them by {alike}. "
+            f"Tokens picked by a hash of which they are differ from random ones by {hashed}, and `benefit` from them "
+            f"by {by_hash}."
         ],
         table + further[1:],
     )
