@@ -356,6 +356,27 @@ def test_a_study_with_an_arm_that_diverged_at_every_rate_says_so_and_where_its_d
     assert "entropy diverged at every learning rate: give it lower ones)" in page
 
 
+def test_arms_whose_best_learning_rate_is_at_an_end_of_those_tried_are_named(write, tmp_path):
+    study, of_controls = STUDIES["vocabulary"], STUDIES["controls"]
+    place = ([study, of_controls], tmp_path / "results", tmp_path / "results.md")
+    write(of_controls)  # the middle one of three
+    write(study)  # the higher one of two
+    told = "Best at the highest learning rate that was tried, so that a higher one may be better still: "
+    page = report(*place)
+    assert page.count(told) == page.count(f"{told}all arms.") == 1
+    assert "Best at the lowest" not in page
+    for run in study.search() + study.repetitions({"entropy": 2.5e-3}):
+        path = tmp_path / "results" / "vocabulary" / "runs" / f"{run.name}.json"
+        source = path if path.exists() else path.with_name(f"entropy_lr0.004_seed{run.seed}.json")
+        result = json.loads(source.read_text()) | {"plan": asdict(run.plan)}
+        if run.arm == "entropy":
+            result["validation"] = {"loss": 3.0 if run.learning_rate == 2.5e-3 else 4.0}
+        path.write_text(json.dumps(result))
+    page = report(*place)
+    assert f"{told}random; hash of the token." in page
+    assert "Best at the lowest learning rate that was tried, so that a lower one may be better still: entropy." in page
+
+
 def test_an_unfinished_study_is_named_and_one_of_another_plan_refused(write, tmp_path):
     study = STUDIES["controls"]
     write(study)

@@ -145,6 +145,22 @@ def _as_given(study: Finished) -> str:
     return f" (given as {', '.join(given)})" if given else ""
 
 
+def _at_an_end(study: Finished) -> str:
+    """The arms whose best learning rate is the lowest or the highest that they were tried at, so that another may be
+    better still."""
+    told = ""
+    for end, which in (("lowest", min), ("highest", max)):
+        arms = [
+            arm.name
+            for arm in study.study.arms
+            if len(rates := study.study.rates_of(arm)) > 1 and study.table[arm.name]["learning_rate"] == which(rates)
+        ]
+        if arms:
+            told += f" Best at the {end} learning rate that was tried, so that a {end[:-3]}er one may be better still: "
+            told += f"{'all arms' if len(arms) == len(study.study.arms) else '; '.join(arms)}."
+    return told
+
+
 def _studies(done: dict[str, Finished], to_results: Path) -> str:
     """Per study where its numbers come from, and its table and figures."""
     lines = ["## The studies", ""]
@@ -158,7 +174,8 @@ def _studies(done: dict[str, Finished], to_results: Path) -> str:
             f"{study.study.question} Data: {study.study.plan.data}{_as_given(study)}; {first['tokens_seen']:,} tokens "
             f"a run, where the arm says nothing else; commit {study.origin.get('commit', 'unknown')}; {machines}. "
             f"`chiaroscuro study {name} --results FOLDER` makes the runs anew. Their table is "
-            f"[{name}/table.md]({to_results / name / 'table.md'}), and each run's file lies in `results/{name}/runs`.",
+            f"[{name}/table.md]({to_results / name / 'table.md'}), and each run's file lies in `results/{name}/runs`."
+            f"{_at_an_end(study)}",
             "",
         ]
         figures = sorted((study.folder / "figures").glob("*.png"))
