@@ -149,14 +149,14 @@ def _at_an_end(study: Finished) -> str:
     """The arms whose best learning rate is the lowest or the highest that they were tried at, so that another may be
     better still."""
     told = ""
-    for end, which in (("lowest", min), ("highest", max)):
+    for end, further, which in (("lowest", "lower", min), ("highest", "higher", max)):
         arms = [
             arm.name
             for arm in study.study.arms
             if len(rates := study.study.rates_of(arm)) > 1 and study.table[arm.name]["learning_rate"] == which(rates)
         ]
         if arms:
-            told += f" Best at the {end} learning rate that was tried, so that a {end[:-3]}er one may be better still: "
+            told += f" Best at the {end} learning rate that was tried, so that a {further} one may be better still: "
             told += f"{'all arms' if len(arms) == len(study.study.arms) else '; '.join(arms)}."
     return told
 
