@@ -356,3 +356,20 @@ def test_the_code_digest_follows_what_numbers_come_from(monkeypatch, tmp_path):
 def test_an_unknown_study_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown study 'vast'; known studies: smoke, controls, vocabulary, ablation"):
         studies.study_named("vast")
+
+
+def test_a_study_is_told_where_its_texts_lie_and_takes_no_others():
+    study = STUDIES["controls"]
+    study = replace(study, plan=replace(study.plan, test_on={"novel": "absent.txt", "poem": "poem.txt"}))
+    assert study.on(texts={"novel": "here.txt"}).plan.test_on == {"novel": "here.txt", "poem": "poem.txt"}
+    assert study.on("folder", {}).plan.test_on == study.plan.test_on
+    with pytest.raises(ValueError, match="study 'controls' does not test on 'essay'"):
+        study.on(texts={"essay": "essay.txt"})
+
+
+def test_a_study_moved_to_other_data_takes_it_for_further_tasks_too():
+    moved = STUDIES["mixed"].on("folder")
+    assert moved.plan.data == "folder"
+    assert [arm.plan["mixed"] for arm in moved.arms if arm.plan["mixed"]] == [
+        {"imdb": "folder", "listops_flat": "listops_flat"}
+    ] * 2
