@@ -94,6 +94,23 @@ def test_half_of_the_attention_is_as_good_where_all_four_intervals_lie_within_tw
         assert verdict(report(*place), title) == expected
 
 
+def test_a_quarter_is_as_good_where_it_is_so_on_both_texts(write, tmp_path):
+    title, study = "Ours: the same, at a quarter of its attention", STUDIES["half"]
+    place = ([study], tmp_path / "results", tmp_path / "results.md")
+    for loss, expected in ((3.9, HOLDS), (4.01, HOLDS), (4.015, OPEN), (4.03, FAILS)):
+        write(study, {"benefit, 25 %": loss}, noise=0.003)
+        assert verdict(report(*place), title) == expected
+
+
+def test_a_convolution_is_held_against_none_in_both_models(write, tmp_path):
+    title, study = "Ours: a short convolution in every layer", STUDIES["budgets"]
+    place = ([study], tmp_path / "results", tmp_path / "results.md")
+    for losses, expected in (((3.9, 4.1), (HOLDS, FAILS)), ((4.1, 3.9), (FAILS, HOLDS)), ((4.0, 4.0), (OPEN, OPEN))):
+        write(study, dict(zip(("benefit, 25 %", "full attention"), losses, strict=True)))
+        expected = f"{expected[0]} at a quarter of the attention; {expected[1]} with full attention"
+        assert verdict(report(*place), title) == expected
+
+
 def test_a_router_is_held_against_random_tokens_over_three_budgets(write, tmp_path):
     title, study = "Ours: a router that is fitted to what attention gains", STUDIES["budgets"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
