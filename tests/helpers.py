@@ -18,7 +18,7 @@ HARD_ROUTERS = [name for name in ROUTERS if name != "soft"]
 VOCAB, D = 61, 16
 
 
-def tiny_config(recipe: str = "chiar", **fields: Any) -> ChiarConfig:
+def tiny_config(recipe: str = "spectral", **fields: Any) -> ChiarConfig:
     small = {"vocab_size": VOCAB, "hidden_size": D, "num_attention_heads": 2, "dropout": 0.0, "rbf_features": 8}
     return ChiarConfig.from_recipe(recipe, **(small | fields))
 
@@ -38,7 +38,7 @@ every_recipe_router_and_keys = pytest.mark.parametrize(
 )
 
 
-def tiny_model(recipe: str = "chiar", **fields: Any) -> ChiarForCausalLM:
+def tiny_model(recipe: str = "spectral", **fields: Any) -> ChiarForCausalLM:
     """In float64 and evaluation mode, with weights far enough from their start that every path carries something."""
     torch.manual_seed(1)
     model = ChiarForCausalLM(tiny_config(recipe, **fields)).double().eval()

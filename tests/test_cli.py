@@ -90,11 +90,11 @@ def test_generate_goes_on_from_the_prompt_the_same_way_each_time(call, run):
 def test_route_shows_layers_and_writes_json_and_a_picture(call, run, tmp_path):
     code, out, _ = call("route", run, "for x in y", "--png", tmp_path / "route.png")
     assert code == 0
-    assert "layer 3: attention 100%" in out
+    assert "layer 1: none 100% (no choice)" in out
     assert (tmp_path / "route.png").read_bytes().startswith(b"\x89PNG")
     routed = json.loads(call("route", run, "for x in y", "--json")[1])
     assert "".join(routed["tokens"]) == "for x in y"
-    assert routed["layers"][1]["operators"] == ["dct", "attention"]
+    assert routed["layers"][1]["operators"] == ["none", "attention"]
 
 
 def test_tokens_writes_its_figures_and_a_picture(call, run, tmp_path):
@@ -108,17 +108,20 @@ def test_tokens_writes_its_figures_and_a_picture(call, run, tmp_path):
     assert (tmp_path / "tokens" / "tokens.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_calibrate_sets_and_saves_thresholds(call, run, english):
-    other = english.parent / "other.txt"
+def test_calibrate_sets_and_saves_thresholds(call, run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    other = tmp_path / "other.txt"
     other.write_text("0123456789 " * 3000)
     before = ChiarForCausalLM.from_pretrained(run).state_dict()
     code, out, _ = call("calibrate", run, "--data", other, "--json")
     assert code == 0
-    (layer,) = json.loads(out)["layers"]
+    layers = json.loads(out)["layers"]
     after = ChiarForCausalLM.from_pretrained(run).state_dict()
-    name = "model.layers.1.mixer.router.thresholds"
-    assert after[name].tolist() == pytest.approx([layer["low"], layer["high"]])
-    assert after[name].tolist() != pytest.approx(before[name].tolist(), abs=1e-4)
+    assert [layer["layer"] for layer in layers] == [1, 2]
+    for layer in layers:
+        name = f"model.layers.{layer['layer']}.mixer.router.thresholds"
+        assert after[name].tolist() == pytest.approx([layer["low"], layer["high"]])
+        assert after[name].tolist() != pytest.approx(before[name].tolist(), abs=1e-4)
 
 
 def test_convert_makes_a_folder_that_loads(call, tmp_path):

@@ -33,7 +33,7 @@ def failing(model, input_ids):
     return {check for check, holds in verdicts(model, input_ids).items() if holds is False}
 
 
-def calibrated(recipe="chiar", **fields):
+def calibrated(recipe="spectral", **fields):
     model = tiny_model(recipe, **fields)
     calibrate(model, ids(8, 64))
     return model

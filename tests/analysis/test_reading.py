@@ -32,7 +32,9 @@ def model(tokenizer):
     return tiny_model(vocab_size=len(tokenizer))
 
 
-def test_loss_rank_and_cost_are_those_of_the_model(model, tokenizer):
+def test_loss_rank_and_cost_are_those_of_the_model(tokenizer):
+    # A convolution executes three outputs more than it plans.
+    model = tiny_model(vocab_size=len(tokenizer), short_convolution=0)
     reading = route_text(model, tokenizer, TEXT)
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
     logits = model(ids).logits[0, :-1]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM
 from chiaroscuro.analysis import png, route_text, terminal
-from chiaroscuro.analysis.render import DARK_INK, LIGHT_INK, PALETTE, ink, visible
+from chiaroscuro.analysis.render import DARK_INK, LIGHT_INK, PALETTE, ink, luminance, visible
 from chiaroscuro.data import train_tokenizer
 
 HOSTILE = "\x1b[31mred\x1b[0m <b>bold</b> $x^2$ 🙂 שלום\ttab\nline"
@@ -68,7 +68,9 @@ def test_the_picture_holds_the_colours_of_the_operators(model, tokenizer, tmp_pa
 
 
 def test_lighter_operators_are_cheaper_and_ink_can_be_read_on_each():
-    assert [ink(PALETTE[name]) for name in ("dct", "rbf", "attention")] == [DARK_INK, DARK_INK, LIGHT_INK]
+    shades = [PALETTE[name] for name in ("none", "dct", "rbf", "attention")]
+    assert sorted(shades, key=luminance, reverse=True) == shades
+    assert [ink(shade) for shade in shades] == [DARK_INK, DARK_INK, DARK_INK, LIGHT_INK]
 
 
 def test_control_characters_are_shown_as_dots():

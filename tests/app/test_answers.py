@@ -23,8 +23,8 @@ def shelf(runs):
 def test_a_text_is_read_by_each_run(shelf, runs):
     routed, full = (answers.read(shelf, str(run), TEXT, "operator", Change()) for run in runs)
     assert routed.count("<h3>") == full.count("<h3>") == 4
-    assert "dct" in routed
-    assert "dct" not in full
+    assert "none 100%" in routed
+    assert "none 100%" not in full
     assert answers.read(shelf, NOBODY, TEXT, "operator", Change()) == ""
     assert answers.read(shelf, str(runs[0]), "", "operator", Change()) == ""
 
@@ -34,11 +34,11 @@ def test_a_change_tells_what_it_changed(shelf, runs):
     assert "attention 100%" in told
     assert "tokens sent elsewhere" in told
     assert "divergence" in told
-    forced = answers.read(shelf, str(runs[0]), TEXT, "operator", Change(layer=2, token=3, operator="attention"))
+    forced = answers.read(shelf, str(runs[0]), TEXT, "operator", Change(layer=3, token=3, operator="attention"))
     assert "after token 3; divergence" in forced
     for change, wrong in (
-        (Change(layer=1, operator="attention"), "layer 1 sends tokens to dct"),
-        (Change(layer=2, token=999, operator="dct"), "there is no token 999"),
+        (Change(layer=1, operator="attention"), "layer 1 sends tokens to none"),
+        (Change(layer=3, token=999, operator="none"), "there is no token 999"),
         (Change(share=50.0, token=999), "there is no token 999"),
         (Change(layer=None, operator="attention"), "which layer?"),
     ):
@@ -94,7 +94,7 @@ def test_writing_ends_with_the_text_and_its_speed(shelf, runs):
 
 
 def test_visitors_who_change_the_routing_at_the_same_time_get_their_own(shelf, runs):
-    changes = [Change(share=share) for share in (0, 25, 50, 75, 100)] + [Change(None, 2, 0, "attention"), Change()]
+    changes = [Change(share=share) for share in (0, 25, 50, 75, 100)] + [Change(None, 3, 0, "attention"), Change()]
 
     def ask(change):
         return answers.read(shelf, str(runs[0]), TEXT, "operator", change)
@@ -139,10 +139,10 @@ def test_collapse_is_marked(runs, tmp_path):
 
     lines = (runs[0] / "metrics.jsonl").read_text().splitlines()
     logs = [json.loads(line) for line in lines if "routing" in json.loads(line)]
-    logs[-1]["routing"]["1"] = {"dct": 0.999, "attention": 0.001}
+    logs[-1]["routing"]["2"] = {"none": 0.999, "attention": 0.001}
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, logs)))
     labels = [line.get_label() for line in training_figures(tmp_path)["utilisation"].axes[0].lines]
-    assert labels == ["layer 2", "layer 2: collapsed, an operator starves", "layer 3"]
+    assert labels == ["layer 3", "layer 3: collapsed, an operator starves", "layer 4"]
     (tmp_path / "metrics.jsonl").write_text("[1]")
     with pytest.raises(ValueError, match="is damaged|holds no logs"):
         training_figures(tmp_path)

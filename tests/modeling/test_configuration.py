@@ -9,7 +9,7 @@ PAPER = ["v1_full_attention", "v1_three_operator", "v1_dct_attention", "v2_full_
 
 
 def test_the_recipes_that_others_call():
-    assert list(RECIPES) == ["chiar", "full_attention", *PAPER]
+    assert list(RECIPES) == ["chiar", "full_attention", "spectral", *PAPER]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -22,8 +22,9 @@ def test_a_recipe_survives_json(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "layers"),
     [
-        ("chiar", [["dct"], ["dct", "attention"], ["dct", "attention"], ["attention"]]),
+        ("chiar", [["none"], ["none"], ["none", "attention"], ["none", "attention"]]),
         ("full_attention", [["attention"]] * 4),
+        ("spectral", [["dct"], ["dct", "attention"], ["dct", "attention"], ["attention"]]),
         ("v1_three_operator", [["dct"], ["dct", "rbf"], ["rbf", "attention"], ["attention"]]),
         ("v1_dct_attention", [["dct"], ["dct"], ["dct", "attention"], ["attention"]]),
         ("v2", [["dct"], ["dct", "attention"], ["dct", "attention"], ["attention"]]),
@@ -38,9 +39,9 @@ def test_the_plans_of_four_layers(recipe, layers):
 def test_a_plan_follows_the_number_of_layers_and_ends_in_attention(recipe, layers):
     config = ChiarConfig.from_recipe(recipe, num_hidden_layers=layers)
     assert len(config.layer_operators) == config.num_hidden_layers == layers
-    assert config.layer_operators[-1] == ["attention"]
+    assert config.layer_operators[-1] == (["none", "attention"] if recipe == "chiar" else ["attention"])
     if layers > 1 and "full" not in recipe:
-        assert config.layer_operators[0] == ["dct"]
+        assert config.layer_operators[0] == (["none"] if recipe == "chiar" else ["dct"])
 
 
 @pytest.mark.parametrize("recipe", PAPER)
@@ -68,15 +69,35 @@ def test_the_twin_is_full_attention_of_the_same_size():
     config = ChiarConfig.from_recipe("v2", hidden_size=64, num_hidden_layers=6, vocab_size=100)
     twin = config.twin()
     assert twin.layer_operators == [["attention"]] * 6
-    assert (twin.hidden_size, twin.vocab_size, twin.router) == (64, 100, "threshold")
+    assert (twin.hidden_size, twin.vocab_size, twin.router) == (64, 100, "benefit")
     same = ("norm_placement", "dropout", "embedding_norm", "position_embedding", "max_position_embeddings")
     assert [getattr(twin, name) for name in same] == ["post", 0.1, False, "rotary", 8192]
     untied = tiny_config(tie_word_embeddings=False, num_labels=3, rope_base=500.0).twin()
     assert (untied.tie_word_embeddings, untied.num_labels, untied.rope_base) == (False, 3, 500.0)
     # So that of the paper is its baseline, but for what full attention has no use for.
     baseline = ChiarConfig.from_recipe("v2_full_attention", hidden_size=64, num_hidden_layers=6, vocab_size=100)
-    unused = {"recipe": baseline.recipe, "dct_filter_start": baseline.dct_filter_start}
+    unused = {name: getattr(baseline, name) for name in ("recipe", "dct_filter_start", "feed_forward")}
     assert twin.to_dict() | unused == baseline.to_dict()
+
+
+@pytest.mark.parametrize("recipe", ["chiar", "spectral"])
+@pytest.mark.parametrize("layers", [1, 4, 5])
+def test_each_layer_has_as_many_parameters_as_one_with_attention(recipe, layers):
+    config = tiny_config(recipe, num_hidden_layers=layers, hidden_size=32)
+    counts, full = (
+        [sum(p.numel() for p in layer.parameters()) for layer in ChiarForCausalLM(each).model.layers]
+        for each in (config, config.twin())
+    )
+    assert counts == pytest.approx(full, abs=4 * 32)  # the biases of four projections, or a filter and a score
+
+
+@pytest.mark.parametrize(("recipe", "without"), [("chiar", 2), ("spectral", 1)])
+def test_a_shared_network_leaves_out_what_layers_without_projections_save(recipe, without):
+    counts = [
+        ChiarForCausalLM(tiny_config(recipe, hidden_size=32, feed_forward=kind)).num_parameters()
+        for kind in ("balanced", "shared")
+    ]
+    assert counts[0] - counts[1] == without * 2 * 32 * (2 * 32 + 1)
 
 
 def test_a_recipe_is_more_than_its_name():
@@ -90,7 +111,7 @@ def test_a_recipe_is_more_than_its_name():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"recipe": "chair"}, "unknown recipe 'chair'; known recipes: chiar, full_attention, v1_full_attention"),
+        ({"recipe": "chair"}, "unknown recipe 'chair'; known recipes: chiar, full_attention, spectral, v1_full"),
         (
             {"router": "oracle"},
             "unknown router 'oracle'; known routers: benefit, hard, hash, interleaved, learned, random, ran",
@@ -101,7 +122,8 @@ def test_a_recipe_is_more_than_its_name():
         ),
         ({"layer_operators": [["dct"], []]}, "layer 1 has no operator"),
         ({"layer_operators": [["dct", "dct"]]}, "lists an operator twice"),
-        ({"layer_operators": [["none", "dct", "rbf", "attention"]]}, "router 'threshold' takes at most 3"),
+        ({"layer_operators": [["none", "dct", "rbf", "attention"]]}, "router 'benefit' takes at most 2"),
+        ({"layer_operators": [["none", "dct", "rbf", "attention"]], "router": "threshold"}, "takes at most 3"),
         ({"layer_operators": [["none", "dct", "rbf"]], "router": "learned"}, "router 'learned' takes at most 2"),
         ({"hidden_size": 30}, "30 does not divide into 4"),
         ({"hidden_size": 12}, "even head size"),
@@ -110,14 +132,17 @@ def test_a_recipe_is_more_than_its_name():
         ({"routed_share": 1.5}, r"share must lie in \[0, 1\], got 1.5"),
         ({"router": "benefit", "collapse_weight": 0.1}, "leave collapse_weight at 0"),
         ({"routed_share": 0.5, "router": "soft"}, "router 'soft' keeps to no share"),
-        ({"routed_share": 0.5, "layer_operators": [["dct", "rbf", "attention"]]}, "and a layer has 3"),
+        (
+            {"routed_share": 0.5, "router": "threshold", "layer_operators": [["dct", "rbf", "attention"]]},
+            "and a layer has 3",
+        ),
         ({"router": "soft", "dispatch": "sparse"}, "blends all operators, so dispatch must be"),
         ({"router": "soft", "attention_keys": "routed"}, "blends all operators, so attention_keys must be 'all'"),
         ({"meta_router": "oracle"}, "unknown meta_router 'oracle'; known: none, causal, paper"),
         ({"norm_placement": "sandwich"}, "known: pre, post"),
         ({"attention_keys": "some"}, "known: all, routed"),
         ({"dispatch": "fast"}, "known: auto, dense, sparse"),
-        ({"feed_forward": "none"}, "known: shared, per_operator"),
+        ({"feed_forward": "none"}, "known: balanced, shared, per_operator"),
         ({"position_embedding": "alibi"}, "known: rotary, learned"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive whole number, got 0"),
         ({"vocab_size": "many"}, "vocab_size must be a positive whole number, got 'many'"),

@@ -58,7 +58,7 @@ lm, classifier, again = sys.argv[1:]
 assert "chiaroscuro" not in sys.modules
 AutoConfig.from_pretrained(lm, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(lm, trust_remote_code=True)
-assert AutoModel.from_pretrained(lm, trust_remote_code=True).config.recipe == "chiar"
+assert AutoModel.from_pretrained(lm, trust_remote_code=True).config.recipe == "spectral"
 torch.save(model(torch.arange(1, 20)[None]).logits, again + "/logits.pt")
 AutoModelForSequenceClassification.from_pretrained(classifier, trust_remote_code=True)
 print(pipeline("text-generation", model=lm, trust_remote_code=True)("The import", max_new_tokens=5, do_sample=False))

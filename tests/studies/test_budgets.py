@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from chiaroscuro import ChiarForCausalLM
-from chiaroscuro.studies.budgets import BUDGETS, HALF, RECALL, ROUTERS
+from chiaroscuro import ChiarConfig, ChiarForCausalLM
+from chiaroscuro.studies.budgets import BUDGETS, DEEPER, HALF, QUARTER, RECALL, ROUTERS, TWIN
 from chiaroscuro.studies.figures import _budgets
 
-RUNS = [run for study in (HALF, BUDGETS, RECALL) for run in {run.arm: run for run in study.search()}.values()]
+RUNS = [run for study in (HALF, DEEPER, BUDGETS, RECALL) for run in {run.arm: run for run in study.search()}.values()]
 
 
 def spent(arm: str) -> float:
@@ -18,7 +18,7 @@ def spent(arm: str) -> float:
     return {"full attention": 1.0, "every other layer": 0.5, "no attention": 0.0}[arm.split(", ")[-1]]
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.plan.task}-{run.name}")
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.plan.task}-{run.plan.seq_len}-{run.name}")
 def test_an_arm_spends_the_attention_that_its_name_says(run):
     model = ChiarForCausalLM(run.plan.config({"vocab_size": 50, "hidden_size": 32}))
     full = ChiarForCausalLM(model.config.twin())
@@ -58,13 +58,21 @@ def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
             assert list(y) == pytest.approx([least + 10 * (1 - each) for each in x])
 
 
-def test_arms_as_large_as_full_attention_are():
+def test_arms_have_as_many_parameters_as_full_attention_but_for_the_narrow_ones():
     counts = {
         run.arm: ChiarForCausalLM(run.plan.config({"vocab_size": 2048})).num_parameters() for run in HALF.search()
     }
-    assert counts["as many parameters, whole layers, 50 %"] == pytest.approx(counts["full attention"], rel=1e-3)
-    assert counts["as many parameters, benefit, 25 %"] == pytest.approx(counts["full attention"], rel=1e-3)
-    assert counts["whole layers, 50 %"] < 0.9 * counts["full attention"]
+    for arm in ("whole layers, 50 %", "benefit, 25 %"):
+        assert counts[arm] == pytest.approx(counts["full attention"], rel=1e-3)
+        assert counts[f"narrow, {arm}"] < 0.9 * counts["full attention"]
+
+
+@pytest.mark.parametrize("study", [HALF, DEEPER], ids=lambda study: study.name)
+def test_the_arms_that_are_judged_are_the_recipes(study):
+    plans = {run.arm: run.plan for run in study.search()}
+    for arm, recipe, said in ((QUARTER, "chiar", {"routed_share": 0.5}), (TWIN, "full_attention", {})):
+        ours = ChiarConfig.from_recipe(recipe, **study.plan.fields | said).to_dict()
+        assert ours | {"recipe": plans[arm].recipe} == plans[arm].config({}).to_dict()
 
 
 def test_the_budgets_of_text_are_those_asked_for():

@@ -1,5 +1,7 @@
 """Verdicts follow the numbers."""
 
+import pytest
+
 from chiaroscuro.studies import STUDIES, report
 from chiaroscuro.studies.findings import FAILS, HOLDS, OPEN, WEAKER
 
@@ -94,8 +96,15 @@ def test_half_of_the_attention_is_as_good_where_all_four_intervals_lie_within_tw
         assert verdict(report(*place), title) == expected
 
 
-def test_a_quarter_is_as_good_where_it_is_so_on_both_texts(write, tmp_path):
-    title, study = "Ours: the same, at a quarter of its attention", STUDIES["half"]
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("half", "Ours: the same, at a quarter of its attention"),
+        ("deeper", "Ours: the same, in twice the layers and over windows twice as long"),
+    ],
+)
+def test_a_quarter_is_as_good_where_it_is_so_on_both_texts(name, title, write, tmp_path):
+    study = STUDIES[name]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
     for loss, expected in ((3.9, HOLDS), (4.01, HOLDS), (4.015, OPEN), (4.03, FAILS)):
         write(study, {"benefit, 25 %": loss}, noise=0.003)

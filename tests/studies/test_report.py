@@ -112,7 +112,7 @@ def test_a_study_of_which_an_arm_diverged_at_every_rate_leaves_the_others_their_
 
 
 def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path):
-    def run(number: int, ratio: float, milliseconds: float) -> None:
+    def run(number: int, ratio: float, milliseconds: float, series: str = "run") -> None:
         case = {
             "name": "layer",
             "seconds": {"ours": milliseconds / 1000, "full attention": 0.2},
@@ -122,7 +122,7 @@ def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path)
             "executed_to_planned": {"ours": 1.0 + number / 1000},
         }
         made = {"commit": "abc", "machine": "a machine", "torch": "2"}
-        folder = tmp_path / "results" / "bench" / f"run-{number}"
+        folder = tmp_path / "results" / "bench" / f"{series}-{number}"
         folder.mkdir(parents=True)
         (folder / "layer.json").write_text(json.dumps({"versions": made, "cases": [case]}))
 
@@ -139,6 +139,11 @@ def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path)
     assert cells in written
     assert "run-2: [layer](../results/bench/run-2/layer.json); run-3: [layer]" in written
     assert "Executed FLOPs are 1.001 to 1.003 of those planned." in written
+    assert "The recipe `chiar` and its twin." not in written
+    run(9, 0.7, 140.0, "chiar")
+    written = report([], tmp_path / "results", page)
+    assert "Executed FLOPs are 1.001 to 1.003 of those planned.\n\nThe recipe `chiar` and its twin." in written
+    assert "chiar-9: [layer](../results/bench/chiar-9/layer.json).\n" in written
     lengths = tmp_path / "results" / "bench" / "lengths"
     lengths.mkdir()
     made = {"commit": "def", "machine": "a machine", "torch": "2"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chiaroscuro import ChiarForCausalLM, studies
+from chiaroscuro import studies
 from chiaroscuro.studies import STUDIES, Arm, Places, Study, draw, markdown, rows, run_study
 from chiaroscuro.studies.origin import code_digest, origin_of
 from chiaroscuro.studies.runner import Unfinished, read_results
@@ -132,20 +132,6 @@ def test_several_seeds_may_choose_the_rate_and_an_arm_may_have_rates_of_its_own(
     best = study.best_rates(results)
     assert best == {"full attention": 1e-3, "low": 1e-3}
     assert [(run.arm, run.seed) for run in study.repetitions(best)] == [("full attention", 2), ("low", 2)]
-
-
-def test_flops_are_to_those_of_the_study_s_full_attention_also_where_an_arm_is_wider(study):
-    wider = Arm("wider", "full_attention", {"intermediate_size": 8 * SIZE["hidden_size"]})
-    study = replace(study, arms=(study.arms[0], wider))
-    plans = {run.arm: run.plan for run in study.search()}
-    vocabulary, seq_len = {"vocab_size": study.plan.vocab_size}, study.plan.seq_len
-    full, wide = (ChiarForCausalLM(plans[arm].config(vocabulary)) for arm in ("full attention", "wider"))
-    table = {row["arm"]: row for row in rows(study, made_up(study, lambda run: 1 / run.learning_rate))}
-    ratio = wide.flops(1, seq_len).total / full.flops(1, seq_len).total
-    assert ratio > 1.2
-    for measure in ("total_ratio", "executed_ratio", "training_flops"):
-        assert table["wider"][measure]["mean"] == pytest.approx(ratio * table["full attention"][measure]["mean"])
-    assert table["wider"]["attention_ratio"] == table["full attention"]["attention_ratio"]
 
 
 def test_a_seed_at_a_standstill_is_told_of(study):

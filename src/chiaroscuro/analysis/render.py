@@ -17,7 +17,7 @@ from rich.text import Text
 
 from chiaroscuro.analysis.routing import LayerRoute, TextRoute
 
-PALETTE = {"dct": "#F3E9D2", "rbf": "#E0A33E", "attention": "#1F2A44"}
+PALETTE = {"none": "#F6F6F3", "dct": "#F3E9D2", "rbf": "#E0A33E", "attention": "#1F2A44"}
 OTHERS = ("#C9D6DF", "#8AA29E", "#5B6C8F", "#3D3B4F")
 LIGHT_INK, DARK_INK = "#FFFFFF", "#1A1A1A"
 FONT_SIZE = 8.0  # points
@@ -30,10 +30,15 @@ def colour(operator: str) -> str:
     return PALETTE.get(operator) or OTHERS[sum(operator.encode()) % len(OTHERS)]
 
 
-def ink(background: str) -> str:
-    """Black or white, whichever is read on `background` (by its relative luminance)."""
+def luminance(background: str) -> float:
+    """From 0, black, to 1, white."""
     red, green, blue = to_rgb(background)
-    return DARK_INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.4 else LIGHT_INK
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def ink(background: str) -> str:
+    """Black or white, whichever is read on `background`."""
+    return DARK_INK if luminance(background) > 0.4 else LIGHT_INK
 
 
 def visible(token: str) -> str:

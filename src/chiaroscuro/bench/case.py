@@ -20,8 +20,9 @@ from chiaroscuro.routing import Router
 Keys = Literal["all", "routed"]
 KEYS: tuple[Keys, ...] = ("all", "routed")
 OURS, ENTROPY, BLEND, FULL = "ours", "ours, routed by entropy", "dense blend", "full attention"
+BENEFIT = "ours, routed by benefit"
 EAGER, DOUBLE = "ours, not compiled", "FFTs of length 2d"
-HALF, THRESHOLD = "half", "threshold"
+HALF, OWN = "half", "own"  # who decides: a given half, or the router of the recipe
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,11 @@ def close(ours: Tensor, expected: Tensor) -> None:
 
 class HalfRouter(Router):
     """Sends half of the tokens, those of a given mask, to the second operator; those from `start` on are asked for.
-    What a router that reads the entropy costs is part of the time."""
+    With `reads_entropy` the time has in it what a router costs that reads the entropy."""
 
-    reads_entropy = True
-
-    def __init__(self, hidden_size: int, half_BT: Tensor, dtype: torch.dtype):
+    def __init__(self, hidden_size: int, half_BT: Tensor, dtype: torch.dtype, reads_entropy: bool = True):
         super().__init__(hidden_size, 2)
+        self.reads_entropy = reads_entropy  # type: ignore[misc]  # of the class, for all other routers
         self.gates_BTO = one_hot(half_BT.long(), 2).to(dtype)
         self.start = 0
 

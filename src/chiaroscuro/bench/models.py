@@ -1,4 +1,5 @@
-"""Cases of whole models: a forward pass of the body, compiled or not, a training step, decoding.
+"""Cases of whole models, of the recipe `v2` or another: a forward pass of the body, compiled or not, a training step,
+decoding.
 
 Shapes: B batch, T tokens, N heads, H head channels, D model channels.
 """
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from chiaroscuro.bench.case import (
+    BENEFIT,
     BLEND,
     EAGER,
     ENTROPY,
     FULL,
     HALF,
     OURS,
-    THRESHOLD,
+    OWN,
     Case,
     HalfRouter,
     Keys,
@@ -45,17 +47,22 @@ class _Body(nn.Module):
         return self.model(inputs_embeds=x).last_hidden_state
 
 
-def _bodies(sizes: Sizes, keys: Keys) -> tuple[ChiarModel, ChiarModel]:
-    """The body of `v2` and its full-attention twin."""
-    size = {"hidden_size": sizes.width, "num_attention_heads": sizes.heads, "num_hidden_layers": sizes.layers}
+def _bodies(recipe: str, sizes: Sizes, keys: Keys) -> tuple[ChiarModel, ChiarModel]:
+    """The body of a recipe and its full-attention twin."""
+    config = ChiarConfig.from_recipe(
+        recipe,
+        vocab_size=VOCABULARY,
+        dropout=0.0,
+        attention_keys=keys,
+        hidden_size=sizes.width,
+        num_attention_heads=sizes.heads,
+        num_hidden_layers=sizes.layers,
+    )
     torch.manual_seed(0)
-    models = [
-        ChiarModel(ChiarConfig.from_recipe(recipe, vocab_size=VOCABULARY, dropout=0.0, **size, **extra))
-        for recipe, extra in (("v2", {"attention_keys": keys}), ("full_attention", {}))
-    ]
-    for model in models:
+    ours, full = (ChiarModel(each) for each in (config, config.twin()))
+    for model in (ours, full):
         nn.Module.to(model, sizes.device, sizes.dtype).eval()
-    return models[0], models[1]
+    return ours, full
 
 
 class _Routed:
@@ -63,21 +70,22 @@ class _Routed:
 
     def __init__(self, model: ChiarModel, sizes: Sizes, half_BT: Tensor):
         self.layers = [part for part in model.modules() if isinstance(part, RoutedMixer) and part.router is not None]
-        self.thresholds = [layer.router for layer in self.layers]
-        self.half = HalfRouter(sizes.width, half_BT, sizes.dtype)
+        self.own = [layer.router for layer in self.layers if layer.router is not None]
+        self.half = HalfRouter(sizes.width, half_BT, sizes.dtype, self.own[0].reads_entropy)
 
     def by(self, router: str, dispatch: Literal["sparse", "dense"] = "sparse") -> None:
         """From now on."""
-        for layer, threshold in zip(self.layers, self.thresholds, strict=True):
-            layer.dispatch, layer.router = dispatch, self.half if router == HALF else threshold
+        for layer, own in zip(self.layers, self.own, strict=True):
+            layer.dispatch, layer.router = dispatch, self.half if router == HALF else own
 
 
-def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+def body(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = "v2") -> Case:
     """All layers, without embedding and head, forward."""
-    ours, full = _bodies(sizes, keys)
+    ours, full = _bodies(recipe, sizes, keys)
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
     calibrate(_Body(ours), x)
     routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
+    by_own = ENTROPY if routed.half.reads_entropy else BENEFIT
 
     def run(router: str, dispatch: Literal["sparse", "dense"]) -> Tensor:
         routed.by(router, dispatch)
@@ -85,7 +93,7 @@ def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
 
     sides = {
         OURS: forward_only(lambda: run(HALF, "sparse")),
-        ENTROPY: forward_only(lambda: run(THRESHOLD, "sparse")),
+        by_own: forward_only(lambda: run(OWN, "sparse")),
         BLEND: forward_only(lambda: run(HALF, "dense")),
         FULL: forward_only(lambda: full(inputs_embeds=x)),
     }
@@ -95,14 +103,14 @@ def body(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         return _planned(ours, x).total
 
     return Case(
-        f"body of v2, {shown(sizes, keys)}",
+        f"body of {recipe}, {shown(sizes, keys)}",
         keys,
         sides,
         lambda: close(sides[OURS](), sides[BLEND]()),
         at_most,
         {
             OURS: forward_only(lambda: planned(HALF)),
-            ENTROPY: forward_only(lambda: planned(THRESHOLD)),
+            by_own: forward_only(lambda: planned(OWN)),
             FULL: forward_only(lambda: _planned(full, x).total),
         },
     )
@@ -116,7 +124,7 @@ def _planned(model: ChiarModel, x: Tensor, past: int = 0) -> Flops:
 
 def compiled(sizes: Sizes, keys: Keys) -> Case:
     """The body given to torch.compile, beside itself without, and the same of full attention."""
-    ours, full = _bodies(sizes, keys)
+    ours, full = _bodies("v2", sizes, keys)
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
     _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device)).by(HALF)
 
@@ -142,20 +150,26 @@ def compiled(sizes: Sizes, keys: Keys) -> Case:
     )
 
 
-def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
-    """Forward and backward pass of the body, and a step of AdamW."""
-    ours, full = _bodies(sizes, keys)
-    x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = "v2") -> Case:
+    """Forward and backward pass of the body, and a step of AdamW. A router that explores decides by itself."""
+    ours, full = _bodies(recipe, sizes, keys)
+    # With a gradient of its own, as what comes from an embedding has.
+    shape = sizes.batch, sizes.length, sizes.width
+    x = torch.randn(shape, device=sizes.device, dtype=sizes.dtype, requires_grad=True)
+    calibrate(_Body(ours), x)
     routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
+    router = OWN if routed.own[0].explores else HALF
     optimisers = {model: torch.optim.AdamW(model.parameters(), lr=0.0, fused=True) for model in (ours, full)}
 
     def step(model: ChiarModel, dispatch: Literal["sparse", "dense"] = "sparse") -> list[Tensor]:
-        routed.by(HALF, dispatch)
+        routed.by(router, dispatch)
         model.train()
+        torch.manual_seed(0)  # the same tokens are explored every time
         model(inputs_embeds=x).last_hidden_state.square().mean().backward()
         found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         optimisers[model].step()
         optimisers[model].zero_grad()
+        x.grad = None
         return found
 
     def check() -> None:
@@ -167,12 +181,13 @@ def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     def planned(model: ChiarModel) -> float:
         """The backward pass of a product takes two, that of attention five instead of two, one of them being the
         scores again."""
-        routed.by(HALF)
+        routed.by(router)
+        torch.manual_seed(0)
         forward = _planned(model, x)
         return 3.0 * forward.total + 0.5 * forward.attention
 
     return Case(
-        f"training step of v2, {shown(sizes, keys)}",
+        f"training step of {recipe}, {shown(sizes, keys)}",
         keys,
         sides,
         check,
@@ -181,9 +196,9 @@ def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     )
 
 
-def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
+def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = "v2") -> Case:
     """Some steps of one token each behind a cached context; in each layer half of them go to attention."""
-    ours, full = _bodies(sizes, keys)
+    ours, full = _bodies(recipe, sizes, keys)
     length = sizes.length + STEPS
     x = torch.randn(sizes.batch, length, sizes.width, device=sizes.device, dtype=sizes.dtype)
     # Half of the context, and half of the steps; the last of each among them, so that no key is left for others to pay.
@@ -222,7 +237,7 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         return _planned(model, x, past=sizes.length).total
 
     return Case(
-        f"decoding with v2, {shown(sizes, keys)}",
+        f"decoding with {recipe}, {shown(sizes, keys)}",
         keys,
         sides,
         check,

@@ -18,7 +18,7 @@ from chiaroscuro.bench.case import (
     FULL,
     HALF,
     OURS,
-    THRESHOLD,
+    OWN,
     Case,
     HalfRouter,
     Keys,
@@ -143,7 +143,7 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     for module in (ours, full):
         module.to(sizes.device, sizes.dtype).eval()
     calibrate(ours, x)
-    routers = {HALF: HalfRouter(D, half(B, T, sizes.device), sizes.dtype), THRESHOLD: routed.router}
+    routers = {HALF: HalfRouter(D, half(B, T, sizes.device), sizes.dtype), OWN: routed.router}
 
     def run(dispatch: Literal["sparse", "dense"], router: str = HALF) -> Tensor:
         routed.dispatch, routed.router = dispatch, routers[router]
@@ -162,7 +162,7 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         keys,
         {
             OURS: forward_only(lambda: run("sparse")),
-            ENTROPY: forward_only(lambda: run("sparse", THRESHOLD)),
+            ENTROPY: forward_only(lambda: run("sparse", OWN)),
             BLEND: forward_only(lambda: run("dense")),
             FULL: forward_only(lambda: full(x, context)),
         },
@@ -170,7 +170,7 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
         at_most,
         {
             OURS: forward_only(lambda: planned(HALF)),
-            ENTROPY: forward_only(lambda: planned(THRESHOLD)),
+            ENTROPY: forward_only(lambda: planned(OWN)),
             FULL: lambda: full.mixer.flops([Work.expected(B, T)]).total,
         },
     )

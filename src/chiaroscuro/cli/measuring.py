@@ -54,7 +54,7 @@ def report(
 @app.command(epilog="Example: chiaroscuro bench layer --rounds 9")
 def bench(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="op, spectral, layer, model, train, decode or compile")],
+    target: Annotated[str, typer.Argument(help="op, spectral, layer, model, train, decode, compile or chiar")],
     rounds: Annotated[
         int, typer.Option(min=2, help="times that each side is run at least, in turn with the others")
     ] = 9,

@@ -20,7 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "norm_placement": ("pre", "post"),
     "position_embedding": ("rotary", "learned"),
     "meta_router": ("none", "causal", "paper"),
-    "feed_forward": ("shared", "per_operator"),
+    "feed_forward": ("balanced", "shared", "per_operator"),
 }
 _SWITCHES = ("embedding_norm", "use_cache", "tie_word_embeddings")
 _NUMBERS = {
@@ -68,7 +68,7 @@ class ChiarConfig(PreTrainedConfig):
 
     recipe: the recipe that the fields started from.
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
-    router: "threshold", "soft", "hard", "learned", "benefit", or the controls "random", "random_explored",
+    router: "benefit", "threshold", "soft", "hard", "learned", or the controls "random", "random_explored",
         "hash" and "interleaved" (`chiaroscuro.routing`).
     routed_share: of the tokens of a layer with two operators, how many go to the second; None: half of them.
     tau_low, tau_high: thresholds of router "threshold" before calibration; None: where they would lie for white noise.
@@ -80,7 +80,9 @@ class ChiarConfig(PreTrainedConfig):
     short_convolution: width of a causal convolution over the tokens, channel by channel, before the operators of each
         layer (`chiaroscuro.mixers.ShortConvolution`); 0: none.
     meta_router: "causal" or "paper", which reads the future (`chiaroscuro.routing.MetaRouter`), gates the first layer.
-    feed_forward: one network per layer, or one per operator of the layer.
+    feed_forward: "shared": one network per layer; "balanced": the same, but wider by twice the hidden size in layers
+        whose operators have no projections, so that each layer has as many parameters as one with attention;
+        "per_operator": one for each operator of the layer.
     dct_filter_start: initial value of the spectral filter; 1 is the identity.
     entropy_dc_weight: see `chiaroscuro.ops.spectral_entropy`; 2 in converted checkpoints of the authors' code.
     task_labels: per task the number of labels of its head (`ChiarForMixedTasks`).
@@ -98,7 +100,7 @@ class ChiarConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     max_position_embeddings: int = 8192
     layer_operators: list[list[str]] | None = None
-    router: str = "threshold"
+    router: str = "benefit"
     routed_share: float | None = None
     tau_low: float | None = None
     tau_high: float | None = None
@@ -106,11 +108,11 @@ class ChiarConfig(PreTrainedConfig):
     dispatch: str = "auto"
     norm_placement: str = "pre"
     embedding_norm: bool = True
-    short_convolution: int = 0
+    short_convolution: int = 4
     position_embedding: str = "rotary"
     rope_base: float = 10000.0
     meta_router: str = "none"
-    feed_forward: str = "shared"
+    feed_forward: str = "balanced"
     dct_filter_start: float = 0.0
     rbf_features: int = 64
     entropy_dc_weight: float = 1.0

@@ -1,4 +1,4 @@
-"""The named configurations: what `chiar` is, its baseline, and the paper's own architectures.
+"""The named configurations: what `chiar` is, its baseline, the paper's routing in the same body, and its architectures.
 
 A recipe is a plan that gives each layer its operators for any number of layers, and the configuration fields in which
 it differs from the defaults of `ChiarConfig`. Lines marked "inferred" are worked out from the paper's numbers, not
@@ -14,6 +14,12 @@ Plan = Callable[[int], list[list[str]]]
 
 def _all_attention(layers: int) -> list[list[str]]:
     return [["attention"]] * layers
+
+
+def _upper_half(layers: int) -> list[list[str]]:
+    """No operator in the lower half of the layers, nothing|attention in the upper."""
+    lower = layers // 2
+    return [["none"]] * lower + [["none", "attention"]] * (layers - lower)
 
 
 def _v1_three_operator(layers: int) -> list[list[str]]:
@@ -62,21 +68,28 @@ _V1 = {
     "position_embedding": "learned",
     "dropout": 0.1,
     "dct_filter_start": 1.0,
+    "short_convolution": 0,
+    "feed_forward": "shared",
 }
 # That each operator has its own feed-forward network in v1 is inferred: only so do its parameters come to 17M, and
 # the paper presents the shared one as a change of v2.
-_V1_ROUTED = _V1 | {"feed_forward": "per_operator", "tau_low": 0.855, "tau_high": 0.865}
+_BY_ENTROPY = {"router": "threshold", "tau_low": 0.855, "tau_high": 0.865}
+_V1_ROUTED = _V1 | _BY_ENTROPY | {"feed_forward": "per_operator"}
 _V2_BASELINE = _V1 | {"position_embedding": "rotary", "max_position_embeddings": 8192}
-_V2 = _V2_BASELINE | {"meta_router": "causal", "tau_low": 0.855, "tau_high": 0.865}
+_V2 = _V2_BASELINE | _BY_ENTROPY | {"meta_router": "causal"}
 _400M = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 28, "tau_low": 0.8935, "tau_high": 0.8973}
 
 RECIPES: dict[str, Recipe] = {
     "chiar": Recipe(
-        "the paper's routing on a body of today: DCT, then DCT|attention by entropy, then attention; pre-norm, rotary",
-        _v2,
+        "attention where it pays: none in the lower half of the layers, for half of the tokens in the upper, by what "
+        "they gain; pre-norm, rotary, short convolutions, each layer with as many parameters",
+        _upper_half,
     ),
-    "full_attention": Recipe(
-        "the same-size baseline of chiar: attention in every layer; pre-norm, rotary positions", _all_attention
+    "full_attention": Recipe("the same body with attention in every layer", _all_attention),
+    "spectral": Recipe(
+        "the paper's routing in the same body: DCT, then DCT|attention by entropy, then attention",
+        _v2,
+        {"router": "threshold"},
     ),
     "v1_full_attention": Recipe("the paper's first baseline: post-norm, learned positions", _all_attention, _V1),
     "v1_three_operator": Recipe(

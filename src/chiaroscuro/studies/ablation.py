@@ -1,5 +1,7 @@
 """The paper's ablation and the controls that it lacks, on one large text, at a size that two cores can train."""
 
+from typing import Any
+
 from chiaroscuro.studies.study import Arm, Study
 from chiaroscuro.training import TrainingPlan
 
@@ -15,12 +17,17 @@ PLAN = TrainingPlan(
     fields={"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4},
 )
 SEEDS = (0, 1, 2)
+PLAIN = {"short_convolution": 0, "feed_forward": "shared"}  # as in the paper, so that only what is routed differs
 _NO_DROPOUT = {"dropout": 0.0}  # one pass over the text: there is nothing to overfit
 _WITHOUT_MIXING = {"layer_operators": [["dct"], ["dct", "linear"], ["linear", "attention"], ["attention"]]}
 
 
+def _spectral(name: str, fields: dict[str, Any] | None = None) -> Arm:
+    return Arm(name, "spectral", PLAIN | (fields or {}))
+
+
 def _beside_attention(operator: str) -> dict[str, list[list[str]]]:
-    """The layers of `chiar` with `operator` in place of the DCT."""
+    """The layers of `spectral` with `operator` in place of the DCT."""
     return {"layer_operators": [[operator], [operator, "attention"], [operator, "attention"], ["attention"]]}
 
 
@@ -31,30 +38,30 @@ CONTROLS = Study(
     question="At half of the attention, what do the entropy and the DCT contribute?",
     plan=PLAN,
     arms=(
-        Arm("full attention", "full_attention"),
-        Arm("full attention, FLOPs of entropy", "full_attention", plan={"steps": 1316}),
-        Arm("full attention, no embedding norm", "full_attention", {"embedding_norm": False}),
-        Arm("two attention layers", "chiar", {"layer_operators": [["none"], ["attention"], ["none"], ["attention"]]}),
-        Arm("entropy", "chiar"),
-        Arm("random", "chiar", {"router": "random"}),
-        Arm("interleaved", "chiar", {"router": "interleaved"}),
-        Arm("learned", "chiar", {"router": "learned"}),
-        Arm("entropy, identity for DCT", "chiar", _beside_attention("identity")),
-        Arm("entropy, nothing for DCT", "chiar", _beside_attention("none")),
-        Arm("learned, nothing for DCT", "chiar", {"router": "learned"} | _beside_attention("none")),
+        Arm("full attention", "full_attention", PLAIN),
+        Arm("full attention, FLOPs of entropy", "full_attention", PLAIN, {"steps": 1316}),
+        Arm("full attention, no embedding norm", "full_attention", PLAIN | {"embedding_norm": False}),
+        _spectral("two attention layers", {"layer_operators": [["none"], ["attention"], ["none"], ["attention"]]}),
+        _spectral("entropy"),
+        _spectral("random", {"router": "random"}),
+        _spectral("interleaved", {"router": "interleaved"}),
+        _spectral("learned", {"router": "learned"}),
+        _spectral("entropy, identity for DCT", _beside_attention("identity")),
+        _spectral("entropy, nothing for DCT", _beside_attention("none")),
+        _spectral("learned, nothing for DCT", {"router": "learned"} | _beside_attention("none")),
     ),
     learning_rates=(1e-3, 3e-3, 1e-2),
     seeds=SEEDS,
 )
 
-# Nothing mixes tokens before the first layer of `chiar` that routes, so that there the entropy sends a token the same
+# Nothing mixes tokens before the first layer that routes, so that there the entropy sends a token the same
 # way wherever it stands, and a hash of its id does so too.
 VOCABULARY = Study(
     name="vocabulary",
     question="Does the entropy route better than chance for what it says, or because a token always goes the same way?",
     plan=PLAN,
     arms=tuple(
-        Arm(name, "chiar", {"router": router})
+        _spectral(name, {"router": router})
         for name, router in (("entropy", "threshold"), ("random", "random"), ("hash of the token", "hash"))
     ),
     learning_rates=(2.5e-3, 4e-3),

@@ -18,37 +18,52 @@ class Time(NamedTuple):
     bound: float | None
 
 
+HEAD = (
+    "Ratios of times measured in turn in one process: the median of each run, and the lowest and highest quartile of "
+    "all; what the executed FLOPs would give; and the bound that was set, if any. Milliseconds are the middle of the "
+    "runs. Half of the tokens of each row, drawn at random, are sent to attention in a layer that routes; with "
+    '"all keys" they see all tokens before them, with "routed keys" those that were sent there too. The dense blend '
+    "runs every operator on every token."
+)
+ABOUT = {  # what the folders of runs are called, and what is in them
+    "run": 'What has bounds; "routed by entropy" takes the tokens of the highest entropy instead. Full attention '
+    "beside `v2` is as large; to commit e5a5f8641eb3 it is the recipe `full_attention`, which is pre-norm, and after "
+    "that the twin of `v2`.",
+    "chiar": 'The recipe `chiar` and its twin. "Routed by benefit" takes the tokens that its router picks; a training '
+    "step always does so, and explores as well.",
+}
+
+
 def clock(folder: Path, link: Path) -> str:
     """Times against full attention and the dense blend, from `folder`, one folder in it for each run of the bench;
     `link` leads there from the page."""
-    lines = ["## The clock", ""]
-    runs = {run.name: sorted(run.glob("*.json")) for run in sorted(folder.glob("run-*"))}
-    if not runs:
-        return "\n".join(
-            [*lines, "Not measured: `chiaroscuro bench TARGET --out results/bench/run-1/TARGET.json`.", ""]
-        )
+    series = [_series(folder, link, name) for name in ABOUT]
+    plots = [_plot(path, link) for path in sorted(folder.glob("lengths/*.json"))]
+    parts = [part for part in (*series, *plots) if part]
+    missing = "Not measured: `chiaroscuro bench TARGET --out results/bench/run-1/TARGET.json`."
+    return "\n\n".join(["## The clock", *([HEAD, *parts] if parts else [missing])]) + "\n"
+
+
+def _series(folder: Path, link: Path, name: str) -> str:
+    """The runs in the folders that are called `name` and a number, one after the other."""
+    runs = {run.name: sorted(run.glob("*.json")) for run in sorted(folder.glob(f"{name}-*"))}
     files = [read_json(path) for paths in runs.values() for path in paths]
+    if not files:
+        return ""
     named = [
         f"{run}: {', '.join(f'[{path.stem}]({link / run / path.name})' for path in paths)}"
         for run, paths in runs.items()
     ]
-    commits, machines, torches = (_all(files, name) for name in ("commit", "machine", "torch"))
-    lines += [
-        f"{machines}; torch {torches}; commit {commits}. Ours sends half of the tokens of each row, drawn at random, "
-        'to attention, where they see all tokens before them ("all keys") or those that were sent there too ("routed '
-        'keys"); "routed by entropy" takes those of the highest entropy instead, and the dense blend runs every '
-        "operator on every token. Full attention beside `v2` is the recipe `full_attention`, as large, and pre-norm. "
-        "Ratios of times measured in turn in one process: the median of each run, and the lowest and highest quartile "
-        "of all; what the executed FLOPs would give; and the bound that was set. Milliseconds are the middle of the "
-        f"runs. The runs, one after the other, in files that name their commands: {'; '.join(named)}.",
-        "",
-    ]
+    commits, machines, torches = (_all(files, each) for each in ("commit", "machine", "torch"))
+    made = (
+        f"{ABOUT[name]} {machines}; torch {torches}; commit {commits}. The runs, one after the other, in files that "
+        f"name their commands: {'; '.join(named)}."
+    )
     table = [["what", "ms", "against", "ms", "ratio", "by FLOPs", "bound"]]
-    table += [[name, *_shown(other, times)] for (name, other), times in _by_case(files).items()]
+    table += [[case, *_shown(other, times)] for (case, other), times in _by_case(files).items()]
     to_plan = [ratio for file in files for case in file["cases"] for ratio in case["executed_to_planned"].values()]
-    agreement = f"Executed FLOPs are {min(to_plan):.3f} to {max(to_plan):.3f} of those planned.\n"
-    plots = [_plot(path, link) for path in sorted(folder.glob("lengths/*.json"))]
-    return "\n".join([*lines, page_table(table), agreement, *plots, ""])
+    agreement = f"Executed FLOPs are {min(to_plan):.3f} to {max(to_plan):.3f} of those planned."
+    return "\n\n".join([made, page_table(table).rstrip("\n"), agreement])
 
 
 def _plot(path: Path, link: Path) -> str:

@@ -1,10 +1,10 @@
 """The rules by which our own claims are judged."""
 
 from chiaroscuro.studies.budgets import (
-    AS_LARGE,
     EXPLORED,
     HASHED,
     LAYERS,
+    NARROW,
     NO_CONVOLUTION,
     POST_NORM,
     QUARTER,
@@ -23,46 +23,65 @@ RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twi
 def half_of_the_attention(studies: Studies) -> Finding:
     study, half = studies["half"], f"{LAYERS}, 50 %"
     pairs = [(study, half, TWIN), (study, f"{POST_NORM}{half}", f"{POST_NORM}{TWIN}")]
-    pairs += [(study, arm, TWIN) for arm in (f"{AS_LARGE}{half}", f"{POST_NORM}{TWIN}")]
+    pairs += [(study, arm, TWIN) for arm in (f"{NARROW}{half}", f"{POST_NORM}{TWIN}")]
     table, own = compared(pairs)
     further, other = compared(pairs, "wikitext")
     return Finding(
         as_good([*own[:2], *other[:2]], AS_GOOD),
         [
             f"Attention in the upper half of the layers only, against all: {own[0]}, on WikiText's text {other[0]}, "
-            f"with post-norm {own[1]} and {other[1]}. Parameters given back, in wider feed-forward networks: {own[2]}, "
-            f"{other[2]}. Post-norm itself changes full attention by {own[3]} and {other[3]}. The second half of the "
-            "table is WikiText's.",
-            f"Mean perplexities to full attention's, on both texts: {_times(study, half)}.",
+            f"with post-norm {own[1]} and {other[1]}. With fewer parameters, all feed-forward networks being as wide: "
+            f"{own[2]}, {other[2]}. Post-norm itself changes full attention by {own[3]} and {other[3]}. The second "
+            "half of the table is WikiText's.",
+            f"Mean perplexities to full attention's: {_times(study, half)}.",
         ],
         table + further[1:],
     )
 
 
 def a_quarter_of_it(studies: Studies) -> Finding:
-    study, wider = studies["half"], f"{AS_LARGE}{QUARTER}"
-    pairs = [(study, QUARTER, TWIN), (study, wider, TWIN), (study, QUARTER, f"{LAYERS}, 50 %")]
+    study, narrow = studies["half"], f"{NARROW}{QUARTER}"
+    pairs = [(study, QUARTER, TWIN), (study, narrow, TWIN), (study, QUARTER, f"{LAYERS}, 50 %")]
     table, own = compared(pairs)
     further, other = compared(pairs, "wikitext")
     return Finding(
         as_good([own[0], other[0]], AS_GOOD),
         [
             f"Attention for half of the tokens in the upper half of the layers, against all: {own[0]}, on WikiText's "
-            f"text {other[0]}. Parameters given back, in wider feed-forward networks: {own[1]}, {other[1]}. Against "
-            f"all tokens of those layers: {own[2]} and {other[2]}. The second half of the table is WikiText's.",
-            f"Mean perplexities to full attention's, on both texts: {_times(study, QUARTER)}, and "
-            f"{_times(study, wider)} with as many parameters.",
+            f"text {other[0]}. With fewer parameters, all feed-forward networks being as wide: {own[1]}, {other[1]}. "
+            f"Against all tokens of those layers: {own[2]} and {other[2]}. The second half of the table is WikiText's.",
+            f"Mean perplexities to full attention's: {_times(study, QUARTER)}; with fewer parameters: "
+            f"{_times(study, narrow)}.",
+        ],
+        table + further[1:],
+    )
+
+
+def in_twice_the_layers(studies: Studies) -> Finding:
+    study, half = studies["deeper"], f"{LAYERS}, 50 %"
+    pairs = [(study, arm, TWIN) for arm in (QUARTER, half)]
+    table, own = compared(pairs)
+    further, other = compared(pairs, "wikitext")
+    return Finding(
+        as_good([own[0], other[0]], AS_GOOD),
+        [
+            f"A quarter of the attention against all: {own[0]}, on WikiText's text {other[0]}. All tokens of the upper "
+            f"half of the layers: {own[1]} and {other[1]}. The second half of the table is WikiText's.",
+            f"Mean perplexities to full attention's: at a quarter {_times(study, QUARTER)}; at half "
+            f"{_times(study, half)}.",
         ],
         table + further[1:],
     )
 
 
 def _times(study: Finished, arm: str) -> str:
-    """The mean perplexity of an arm, to full attention's, on both texts."""
+    """The mean perplexity of an arm, to full attention's, on the test split and on each further text."""
     own, twin = study.table[arm], study.table[TWIN]
-    on_test = own["perplexity"]["mean"] / twin["perplexity"]["mean"]
-    on_wikitext = on_text(own, "wikitext")["perplexity"]["mean"] / on_text(twin, "wikitext")["perplexity"]["mean"]
-    return f"{on_test:.3f} and {on_wikitext:.3f}"
+    ratios = {
+        text: on_text(own, text)["perplexity"]["mean"] / on_text(twin, text)["perplexity"]["mean"]
+        for text in (None, *study.study.plan.test_on)
+    }
+    return ", ".join(f"{ratio:.3f} ({text or 'test'})" for text, ratio in ratios.items())
 
 
 def who_gets_it(studies: Studies) -> Finding:

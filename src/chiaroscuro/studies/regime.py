@@ -4,7 +4,7 @@ study `ablation`."""
 from dataclasses import replace
 from typing import Any
 
-from chiaroscuro.studies.ablation import PLAN, SEEDS
+from chiaroscuro.studies.ablation import PLAIN, PLAN, SEEDS
 from chiaroscuro.studies.study import Arm, Study
 from chiaroscuro.training import TrainingPlan
 
@@ -17,8 +17,8 @@ def _arms(fields: dict[str, Any]) -> tuple[Arm, ...]:
     return (
         Arm("full attention, v1", "v1_full_attention", fields),
         Arm("DCT and attention, threshold", "v1_dct_attention", fields),
-        Arm("full attention", "full_attention", fields),
-        Arm("entropy", "chiar", fields),
+        Arm("full attention", "full_attention", fields | PLAIN),
+        Arm("entropy", "spectral", fields | PLAIN),
     )
 
 

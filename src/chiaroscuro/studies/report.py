@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from chiaroscuro.modeling import read_json
+from chiaroscuro.modeling import ChiarConfig, read_json
 from chiaroscuro.studies.claims import CLAIMS, Claim
 from chiaroscuro.studies.clock import clock
 from chiaroscuro.studies.evidence import Finished, finished
@@ -110,7 +110,7 @@ def _tokens(path: Path, folder: Path) -> str:
     """Which tokens of one trained model get attention."""
     found = read_json(path)
     run, made = found["run"], found["versions"]
-    router = run["plan"]["fields"].get("router", "threshold")
+    router = ChiarConfig.from_recipe(run["recipe"], **run["plan"]["fields"]).router
     lines = [
         f"## Which tokens get attention: {path.parent.name}",
         "",

@@ -18,8 +18,8 @@ SMOKE = Study(
     ),
     arms=(
         Arm("full attention", "full_attention"),
-        Arm("entropy", "chiar"),
-        Arm("random", "chiar", {"router": "random"}),
+        Arm("entropy", "spectral"),
+        Arm("random", "spectral", {"router": "random"}),
     ),
     learning_rates=(2e-3, 6e-3),
     seeds=(0, 1),

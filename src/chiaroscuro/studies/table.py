@@ -3,10 +3,7 @@
 import statistics
 from typing import Any
 
-from chiaroscuro.flops import planned_flops
-from chiaroscuro.modeling import ChiarConfig
 from chiaroscuro.studies.study import Study
-from chiaroscuro.training import TrainingPlan
 
 Row = dict[str, Any]
 TEXT_MEASURES = ("loss", "perplexity")
@@ -42,11 +39,10 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
         if "perplexity" in row and any(stalled := at_a_standstill(own)):
             row["stalled"] = sum(stalled)
         row["texts"] = {text: _on(text, own) for text in own[0].get("test_on", {})}
-        width = _width(study, arm)
         row["attention_ratio"] = _spread([result["flops"]["attention_ratio"] for result in own])
         for ratio in ("total_ratio", "executed_ratio"):
-            row[ratio] = _spread([width * result["flops"][ratio] for result in own])
-        trained = [width * _training_ratio(result["flops"]) * result["steps"] / study.plan.steps for result in own]
+            row[ratio] = _spread([result["flops"][ratio] for result in own])
+        trained = [_training_ratio(result["flops"]) * result["steps"] / study.plan.steps for result in own]
         row["training_flops"] = _spread(trained)
         row["parameters"] = own[0]["parameters"]
         table.append(row)
@@ -64,20 +60,6 @@ def _on(text: str, results: list[dict[str, Any]]) -> Row:
     found = [result["test_on"][text] for result in results]
     measures: Row = {measure: _spread([each[measure] for each in found]) for measure in TEXT_MEASURES}
     return measures | {"attention_ratio": _spread([each["flops"]["attention_ratio"] for each in found])}
-
-
-def _width(study: Study, arm: str) -> float:
-    """Results hold FLOPs to those of full attention with feed-forward networks as wide as the arm's. What that spends,
-    to full attention by the plan of the study."""
-    fields = next(each.fields for each in study.arms if each.name == arm)
-    wider = {name: fields[name] for name in fields if name == "intermediate_size"}
-    return _full_attention(study.plan, wider) / _full_attention(study.plan, {}) if wider else 1.0
-
-
-def _full_attention(plan: TrainingPlan, fields: dict[str, int]) -> float:
-    """FLOPs that it plans for a window."""
-    config = ChiarConfig.from_recipe("full_attention", vocab_size=plan.vocab_size, **plan.fields | fields)
-    return planned_flops(config, 1, plan.seq_len).total
 
 
 def _training_ratio(flops: dict[str, float]) -> float:
