@@ -82,22 +82,22 @@ def test_the_twin_is_full_attention_of_the_same_size():
 
 @pytest.mark.parametrize("recipe", ["chiar", "spectral"])
 @pytest.mark.parametrize("layers", [1, 4, 5])
-def test_each_layer_has_as_many_parameters_as_one_with_attention(recipe, layers):
+def test_balanced_networks_make_a_model_as_large_as_its_twin(recipe, layers):
     config = tiny_config(recipe, num_hidden_layers=layers, hidden_size=32)
-    counts, full = (
-        [sum(p.numel() for p in layer.parameters()) for layer in ChiarForCausalLM(each).model.layers]
-        for each in (config, config.twin())
-    )
-    assert counts == pytest.approx(full, abs=4 * 32)  # the biases of four projections, or a filter and a score
+    counts = [ChiarForCausalLM(each).num_parameters() for each in (config, config.twin())]
+    # But for the biases of four projections, filters and scores, and a width that is a whole number.
+    assert counts[0] == pytest.approx(counts[1], abs=layers * 6 * 32)
 
 
-@pytest.mark.parametrize(("recipe", "without"), [("chiar", 2), ("spectral", 1)])
+@pytest.mark.parametrize(("recipe", "without"), [("chiar", 2), ("spectral", 1), ("full_attention", 0)])
 def test_a_shared_network_leaves_out_what_layers_without_projections_save(recipe, without):
+    config = tiny_config(recipe, num_hidden_layers=4, hidden_size=32)
+    assert config.feed_forward_width == 4 * 32 + without * 16
     counts = [
-        ChiarForCausalLM(tiny_config(recipe, hidden_size=32, feed_forward=kind)).num_parameters()
+        ChiarForCausalLM(tiny_config(recipe, num_hidden_layers=4, hidden_size=32, feed_forward=kind)).num_parameters()
         for kind in ("balanced", "shared")
     ]
-    assert counts[0] - counts[1] == without * 2 * 32 * (2 * 32 + 1)
+    assert counts[0] - counts[1] == 4 * without * 16 * (2 * 32 + 1)
 
 
 def test_a_recipe_is_more_than_its_name():

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, D model channels, H head channels, M chosen tokens of
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class Mixer(nn.Module, ABC):
 
     causal: bool = True
     remembers: bool = False  # whether tokens that go elsewhere must be shown to it, since later ones may see them
+    projects: ClassVar[bool] = True  # whether it multiplies tokens by matrices, as attention does
 
     @classmethod
     @abstractmethod

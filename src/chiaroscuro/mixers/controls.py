@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D model channels, M chosen tokens.
 """
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -15,6 +15,8 @@ from chiaroscuro.ops import Chosen
 @register_mixer("none")
 class NothingMixer(Mixer):
     """y = 0: a token routed here skips the operator. What the DCT is with its filter at zero and kept there."""
+
+    projects: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: Any) -> Self:

@@ -28,8 +28,8 @@ class FeedForward(Mixer):
         self.down = nn.Linear(intermediate_size, hidden_size)
 
     @classmethod
-    def from_config(cls, config: Any, wider: int = 0) -> Self:
-        return cls(config.hidden_size, config.intermediate_size + wider, config.dropout)
+    def from_config(cls, config: Any) -> Self:
+        return cls(config.hidden_size, config.feed_forward_width, config.dropout)
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
         rows = x_BTD if chosen is None else chosen.take(x_BTD)

@@ -80,9 +80,9 @@ class ChiarConfig(PreTrainedConfig):
     short_convolution: width of a causal convolution over the tokens, channel by channel, before the operators of each
         layer (`chiaroscuro.mixers.ShortConvolution`); 0: none.
     meta_router: "causal" or "paper", which reads the future (`chiaroscuro.routing.MetaRouter`), gates the first layer.
-    feed_forward: "shared": one network per layer; "balanced": the same, but wider by twice the hidden size in layers
-        whose operators have no projections, so that each layer has as many parameters as one with attention;
-        "per_operator": one for each operator of the layer.
+    feed_forward: "shared": one network per layer, of `intermediate_size`; "balanced": the same, but in all layers so
+        much wider that the model has as many parameters as its twin, whose layers all have projections
+        (`feed_forward_width`); "per_operator": one for each operator of the layer.
     dct_filter_start: initial value of the spectral filter; 1 is the identity.
     entropy_dc_weight: see `chiaroscuro.ops.spectral_entropy`; 2 in converted checkpoints of the authors' code.
     task_labels: per task the number of labels of its head (`ChiarForMixedTasks`).
@@ -185,6 +185,17 @@ class ChiarConfig(PreTrainedConfig):
         own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
         same = own - _OF_ROUTING | {"num_labels"}
         return ChiarConfig.from_recipe("full_attention", **{name: getattr(self, name) for name in same})
+
+    @property
+    def feed_forward_width(self) -> int:
+        """Channels between the two matrices of a feed-forward network. Four projections have as many parameters as
+        two widths more; what layers without projections lack of these is shared out among all."""
+        assert self.layer_operators is not None
+        assert self.intermediate_size is not None
+        if self.feed_forward != "balanced":
+            return self.intermediate_size
+        without = sum(not any(mixer_class(name).projects for name in names) for names in self.layer_operators)
+        return self.intermediate_size + 2 * self.hidden_size * without // self.num_hidden_layers
 
     @property
     def layer_types(self) -> list[str]:

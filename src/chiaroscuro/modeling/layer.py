@@ -114,9 +114,7 @@ class ChiarLayer(GradientCheckpointingLayer):
         )
         self.mixer_norm = _norm(config) if self.pre_norm else nn.Identity()
         networks = len(operators) if config.feed_forward == "per_operator" else 1
-        projects = any(isinstance(part, nn.Linear) for part in self.mixer.mixers.modules())
-        wider = 2 * config.hidden_size if config.feed_forward == "balanced" and not projects else 0
-        self.feed_forwards = nn.ModuleList(FeedForward.from_config(config, wider) for _ in range(networks))
+        self.feed_forwards = nn.ModuleList(FeedForward.from_config(config) for _ in range(networks))
         self.feed_forward_norm = _norm(config)
         self.dropout = nn.Dropout(config.dropout)
 

@@ -82,7 +82,7 @@ _400M = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 28
 RECIPES: dict[str, Recipe] = {
     "chiar": Recipe(
         "attention where it pays: none in the lower half of the layers, for half of the tokens in the upper, by what "
-        "they gain; pre-norm, rotary, short convolutions, each layer with as many parameters",
+        "they gain; pre-norm, rotary, short convolutions, as large as full attention",
         _upper_half,
     ),
     "full_attention": Recipe("the same body with attention in every layer", _all_attention),
