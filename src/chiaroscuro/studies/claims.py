@@ -161,7 +161,7 @@ CLAIMS = (
         "Ours: the same, in twice the layers and over windows twice as long",
         "At most two per cent of perplexity for a quarter of the attention FLOPs, on both texts.",
         "The recipe `chiar` and full attention with eight layers and windows of 512 tokens, each at the best of its "
-        "learning rates, six seeds.",
+        "learning rates, three seeds.",
         ("deeper",),
         own.in_twice_the_layers,
         "As above.",

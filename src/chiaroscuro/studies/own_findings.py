@@ -16,7 +16,7 @@ from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compar
 from chiaroscuro.studies.paper_findings import DCT_GAIN
 from chiaroscuro.studies.table import on_text
 
-AS_GOOD = 0.02  # of perplexity: what six seeds can tell from nothing
+AS_GOOD = 0.02  # of perplexity: what so many seeds can tell from nothing
 RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twin that can do it at all
 
 
