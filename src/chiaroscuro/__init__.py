@@ -1,4 +1,4 @@
-"""CHIAR-Former: attention where tokens are complex, cheaper mixing where they are not."""
+"""CHIAR-Former: attention for the tokens that gain from it, something cheaper for the others."""
 
 from chiaroscuro.modeling import (
     RECIPES,

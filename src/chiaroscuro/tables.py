@@ -61,9 +61,9 @@ def word_classes(by_class: Mapping[str, Mapping[str, float]], layer: int) -> Tab
     return table
 
 
-def thresholds(layers: "Sequence[Calibration]", noise: float) -> Table:
-    """Thresholds of each layer, beside the entropy of white noise."""
-    title = f"white noise: entropy {noise:.4f}"
+def thresholds(layers: "Sequence[Calibration]", noise: float | None) -> Table:
+    """Thresholds of each layer, beside the entropy of white noise where they are such."""
+    title = None if noise is None else f"white noise: entropy {noise:.4f}"
     table = Table("layer", "tau_low", "tau_high", "mean score", "deviation", title=title)
     for layer in layers:
         numbers = (layer.low, layer.high, layer.mean, layer.deviation)

@@ -27,7 +27,8 @@ NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 def test_every_case_computes_what_its_dense_form_does(target):
     # In a batch that is decoded, rows that have nothing to ask are computed with those that have.
     cases = list(bench.cases(target, replace(SIZES, batch=1) if target in ("decode", "chiar") else SIZES))
-    assert [case.keys for case in cases] in (["all", "routed"], ["all"], ["all"] * 3 + ["routed"] * 3)
+    keys = {"spectral": ["all"], "chiar": ["all"] * 3 + ["routed"] * 3}
+    assert [case.keys for case in cases] == keys.get(target, ["all", "routed"])
     for case in cases:
         case.check()
         measured = bench.measure(case, rounds=2)
@@ -38,6 +39,12 @@ def test_every_case_computes_what_its_dense_form_does(target):
         assert measured.executed_to_planned == pytest.approx(dict.fromkeys(measured.planned, 1.0), abs=0.02)
         assert {OURS, others[-1]} <= set(measured.planned) | ({others[-1]} if target == "compile" else set())
         assert measured.met, "no bounds for sizes of one's own"
+
+
+@pytest.mark.parametrize("target", ["model", "train", "decode"])
+def test_a_model_of_so_few_layers_that_none_routes_is_timed_too(target):
+    for case in bench.cases(target, replace(SIZES, layers=2)):
+        assert bench.measure(case, rounds=2).seconds
 
 
 def test_half_of_every_row_is_chosen():

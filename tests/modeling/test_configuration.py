@@ -36,7 +36,7 @@ def test_the_plans_of_four_layers(recipe, layers):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("layers", [1, 2, 3, 5, 8])
-def test_a_plan_follows_the_number_of_layers_and_ends_in_attention(recipe, layers):
+def test_a_plan_follows_the_number_of_layers_and_its_last_has_attention(recipe, layers):
     config = ChiarConfig.from_recipe(recipe, num_hidden_layers=layers)
     assert len(config.layer_operators) == config.num_hidden_layers == layers
     assert config.layer_operators[-1] == (["none", "attention"] if recipe == "chiar" else ["attention"])

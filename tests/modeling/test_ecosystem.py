@@ -32,7 +32,7 @@ from chiaroscuro.data import train_tokenizer
 from chiaroscuro.mixers import Context
 from chiaroscuro.modeling import ChiarForMixedTasks
 
-routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "full_attention", "v1_three_operator", "v2"])
+routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "full_attention", "spectral", "v1_three_operator", "v2"])
 every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
 TEXTS = ["The import statement finds a module.", "A class is a mapping of names."] * 20
 

@@ -16,7 +16,7 @@ from tests.helpers import (
 )
 from transformers import DynamicCache
 
-routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator", "v1_dct_attention", "v2"])
+routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "spectral", "v1_three_operator", "v1_dct_attention", "v2"])
 
 
 def left_padded(B, T):

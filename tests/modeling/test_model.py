@@ -258,7 +258,7 @@ def test_hidden_states_are_what_the_layers_are_given():
     assert all(torch.equal(state, entered) for state, entered in zip(states[:-1], given, strict=True))
 
 
-@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator"])
+@pytest.mark.parametrize("recipe", ["chiar", "spectral", "v1_three_operator"])
 def test_loading_in_bfloat16_keeps_the_calibrated_thresholds(recipe, tmp_path):
     model = ChiarForCausalLM(tiny_config(recipe)).eval()
     calibrate(model, ids(4, 32))

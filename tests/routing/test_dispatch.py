@@ -48,7 +48,7 @@ def force(model, share):
             module.set_thresholds(bound, bound)
 
 
-@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator", "v1_dct_attention", "v2"])
+@pytest.mark.parametrize("recipe", ["chiar", "spectral", "v1_three_operator", "v1_dct_attention", "v2"])
 @pytest.mark.parametrize("router", HARD_ROUTERS)
 @pytest.mark.parametrize("keys", ["all", "routed"])
 @given(
@@ -68,7 +68,7 @@ def test_sparse_equals_dense(recipe, router, keys, B, T, kind, share):
         torch.testing.assert_close(sparse_gradients[name], gradient, atol=1e-10, rtol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("recipe", ["chiar", "v1_dct_attention", "v2"])
+@pytest.mark.parametrize("recipe", ["chiar", "spectral", "v1_dct_attention", "v2"])
 @pytest.mark.parametrize("router", ["benefit", "random_explored"])
 @pytest.mark.parametrize("kind", ["none", "left"])
 def test_sparse_equals_dense_while_tokens_are_explored(recipe, router, kind):
@@ -99,7 +99,7 @@ def test_auto_is_sparse_wherever_each_token_goes_to_one_operator(router, sparse)
     assert tiny_model(router=router).model.layers[1].mixer.sparse == sparse
 
 
-@pytest.mark.parametrize("recipe", ["chiar", "v1_three_operator"])
+@pytest.mark.parametrize("recipe", ["chiar", "spectral", "v1_three_operator"])
 @pytest.mark.parametrize("router", HARD_ROUTERS)
 def test_the_models_here_send_tokens_to_every_operator(recipe, router):
     """Without which comparing sparse with dense would compare nothing."""

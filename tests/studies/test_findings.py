@@ -99,8 +99,8 @@ def test_half_of_the_attention_is_as_good_where_all_four_intervals_lie_within_tw
 @pytest.mark.parametrize(
     ("name", "title"),
     [
-        ("half", "Ours: the same, at a quarter of its attention"),
-        ("deeper", "Ours: the same, in twice the layers and over windows twice as long"),
+        ("half", "Ours: full attention's quality, within two per cent, at a quarter of its attention"),
+        ("deeper", "Ours: a quarter of the attention, in twice the layers and over windows twice as long"),
     ],
 )
 def test_a_quarter_is_as_good_where_it_is_so_on_both_texts(name, title, write, tmp_path):

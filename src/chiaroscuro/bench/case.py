@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
-from chiaroscuro.routing import Router
+from chiaroscuro.routing import Router, ThresholdRouter
 
 Keys = Literal["all", "routed"]
 KEYS: tuple[Keys, ...] = ("all", "routed")
@@ -73,15 +73,20 @@ def close(ours: Tensor, expected: Tensor) -> None:
 
 class HalfRouter(Router):
     """Sends half of the tokens, those of a given mask, to the second operator; those from `start` on are asked for.
-    With `reads_entropy` the time has in it what a router costs that reads the entropy."""
+    The layer's own router scores them all the same, so that the time has in it what a decision costs."""
 
-    def __init__(self, hidden_size: int, half_BT: Tensor, dtype: torch.dtype, reads_entropy: bool = True):
-        super().__init__(hidden_size, 2)
-        self.reads_entropy = reads_entropy  # type: ignore[misc]  # of the class, for all other routers
+    def __init__(self, own: ThresholdRouter, half_BT: Tensor, dtype: torch.dtype):
+        super().__init__(own.hidden_size, 2)
+        self.own = own
+        self.reads_entropy = own.reads_entropy  # type: ignore[misc]  # of the class, for all other routers
         self.gates_BTO = one_hot(half_BT.long(), 2).to(dtype)
         self.start = 0
 
+    def flops(self, tokens: float) -> float:
+        return self.own.flops(tokens)
+
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
+        self.own.score(x_BTD, entropy_BT, context)
         return self.gates_BTO[:, self.start : self.start + x_BTD.shape[1]]
 
 

@@ -11,7 +11,7 @@ TARGETS = ("op", "spectral", "layer", "model", "train", "decode", "compile", "ch
 
 
 def cases(target: str, sizes: Sizes | None = None) -> Iterator[Case]:
-    """The cases of a target: those with bounds, or, with `sizes`, those of that size. Raises ValueError for an unknown
+    """The cases of a target: its own, or, with `sizes`, those of that size. Raises ValueError for an unknown
     target."""
     one = None if sizes is None else replace(sizes, layers=1)
     if target == "op":

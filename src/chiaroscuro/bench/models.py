@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, N heads, H head channels, D model channels.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from chiaroscuro.bench.case import (
 )
 from chiaroscuro.mixers import Flops
 from chiaroscuro.modeling import ChiarConfig, ChiarModel
-from chiaroscuro.routing import RoutedMixer, calibrate
+from chiaroscuro.routing import RoutedMixer, ThresholdRouter, calibrate
 
 VOCABULARY = 512
 STEPS = 16  # tokens that are decoded
@@ -70,13 +70,18 @@ class _Routed:
 
     def __init__(self, model: ChiarModel, sizes: Sizes, half_BT: Tensor):
         self.layers = [part for part in model.modules() if isinstance(part, RoutedMixer) and part.router is not None]
-        self.own = [layer.router for layer in self.layers if layer.router is not None]
-        self.half = HalfRouter(sizes.width, half_BT, sizes.dtype, self.own[0].reads_entropy)
+        self.own = [cast(ThresholdRouter, layer.router) for layer in self.layers]
+        self.halves = [HalfRouter(own, half_BT, sizes.dtype) for own in self.own]
 
     def by(self, router: str, dispatch: Literal["sparse", "dense"] = "sparse") -> None:
         """From now on."""
-        for layer, own in zip(self.layers, self.own, strict=True):
-            layer.dispatch, layer.router = dispatch, self.half if router == HALF else own
+        for layer, chosen in zip(self.layers, self.halves if router == HALF else self.own, strict=True):
+            layer.dispatch, layer.router = dispatch, chosen
+
+    def start_at(self, start: int) -> None:
+        """The next tokens to be asked for are those from `start` on."""
+        for each in self.halves:
+            each.start = start
 
 
 def body(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = "v2") -> Case:
@@ -85,7 +90,7 @@ def body(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = "v2"
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
     calibrate(_Body(ours), x)
     routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
-    by_own = ENTROPY if routed.half.reads_entropy else BENEFIT
+    by_own = BENEFIT if ours.config.router == "benefit" else ENTROPY
 
     def run(router: str, dispatch: Literal["sparse", "dense"]) -> Tensor:
         routed.by(router, dispatch)
@@ -158,7 +163,7 @@ def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: s
     x = torch.randn(shape, device=sizes.device, dtype=sizes.dtype, requires_grad=True)
     calibrate(_Body(ours), x)
     routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
-    router = OWN if routed.own[0].explores else HALF
+    router = OWN if any(own.explores for own in routed.own) else HALF
     optimisers = {model: torch.optim.AdamW(model.parameters(), lr=0.0, fused=True) for model in (ours, full)}
 
     def step(model: ChiarModel, dispatch: Literal["sparse", "dense"] = "sparse") -> list[Tensor]:
@@ -207,7 +212,7 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = 
     routed.by(HALF)
 
     def go_on(model: ChiarModel, cache: Any, start: int, end: int) -> Any:
-        routed.half.start = start
+        routed.start_at(start)
         return model(inputs_embeds=x[:, start:end], past_key_values=cache, use_cache=True)
 
     def steps(model: ChiarModel) -> Callable[[], Tensor]:
@@ -233,7 +238,7 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = 
         close(sides[OURS](), whole[:, sizes.length :])
 
     def planned(model: ChiarModel) -> float:
-        routed.half.start = 0
+        routed.start_at(0)
         return _planned(model, x, past=sizes.length).total
 
     return Case(

@@ -138,12 +138,13 @@ def layer(sizes: Sizes, keys: Keys, at_most: dict[str, float]) -> Case:
     x = torch.randn(B, T, D, device=sizes.device, dtype=sizes.dtype)
     tables = rotary_tables(torch.arange(T, device=sizes.device)[None], D // N)
     context = Context(rotary=(tables[0].to(sizes.dtype), tables[1].to(sizes.dtype)))
-    routed = RoutedMixer({"dct": DCTMixer(D), "attention": AttentionMixer(D, N, keys)}, ThresholdRouter(D, 2))
+    own = ThresholdRouter(D, 2)
+    routed = RoutedMixer({"dct": DCTMixer(D), "attention": AttentionMixer(D, N, keys)}, own)
     ours, full = _Layer(routed, D), _Layer(RoutedMixer({"attention": AttentionMixer(D, N)}), D)
     for module in (ours, full):
         module.to(sizes.device, sizes.dtype).eval()
     calibrate(ours, x)
-    routers = {HALF: HalfRouter(D, half(B, T, sizes.device), sizes.dtype), OWN: routed.router}
+    routers = {HALF: HalfRouter(own, half(B, T, sizes.device), sizes.dtype), OWN: own}
 
     def run(dispatch: Literal["sparse", "dense"], router: str = HALF) -> Tensor:
         routed.dispatch, routed.router = dispatch, routers[router]

@@ -90,7 +90,7 @@ def calibrate(
     from dataclasses import asdict
 
     from chiaroscuro.ops import noise_entropy
-    from chiaroscuro.routing import calibrate
+    from chiaroscuro.routing import calibrate, router_class
     from chiaroscuro.training import task_of
 
     loaded = load(run)
@@ -98,7 +98,8 @@ def calibrate(
     if not found:
         raise ValueError(f"nothing to calibrate: {run} has no layer with a threshold router")
     loaded.model.save_pretrained(run)
-    noise = noise_entropy(loaded.model.config.hidden_size)
+    config = loaded.model.config
+    noise = noise_entropy(config.hidden_size) if router_class(config.router).reads_entropy else None
     if as_json:
         console.print_json(data={"noise_entropy": noise, "layers": [asdict(layer) for layer in found]})
         return

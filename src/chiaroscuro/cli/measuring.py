@@ -62,7 +62,7 @@ def bench(
         float, typer.Option(min=0, help="how long a case is timed at least; up to nine times that while it scatters")
     ] = 20.0,
     lengths: Annotated[
-        list[int] | None, typer.Option("--length", help="tokens; may be repeated; default: the sizes that have bounds")
+        list[int] | None, typer.Option("--length", help="tokens; may be repeated; default: the sizes of the target")
     ] = None,
     batch_size: BatchSize = 1,
     hidden_size: HiddenSize = 512,
@@ -91,7 +91,7 @@ def bench(
     if plot is not None and plot.suffix.removeprefix(".").lower() not in ("", *kinds):
         raise ValueError(f"--plot writes {', '.join(kinds)}, not {plot.name}")
     if not lengths and given(context) & {"batch_size", "hidden_size", "layers", "heads"}:
-        raise ValueError("sizes go with --length; without it the sizes that have bounds are timed")
+        raise ValueError("sizes go with --length; without it those of the target are timed")
     if target in ("op", "spectral", "layer") and "layers" in given(context):
         raise ValueError(f"--layers is of models, and {target} is a part of one layer or a layer")
     wanted: dict[int, bench.Sizes | None] = {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from chiaroscuro.training import Run
 
 app = typer.Typer(
-    help="CHIAR-Former: attention where tokens are complex, cheaper mixing where they are not.",
+    help="CHIAR-Former: attention for the tokens that gain from it, something cheaper for the others.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -75,7 +75,9 @@ class Mixer(nn.Module, ABC):
 
     causal: bool = True
     remembers: bool = False  # whether tokens that go elsewhere must be shown to it, since later ones may see them
-    projects: ClassVar[bool] = True  # whether it multiplies tokens by matrices, as attention does
+    # Whether it multiplies tokens by matrices, as attention does; for layers in which none does, balanced feed-forward
+    # networks are wider.
+    projects: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod

@@ -81,8 +81,9 @@ class ChiarConfig(PreTrainedConfig):
         layer (`chiaroscuro.mixers.ShortConvolution`); 0: none.
     meta_router: "causal" or "paper", which reads the future (`chiaroscuro.routing.MetaRouter`), gates the first layer.
     feed_forward: "shared": one network per layer, of `intermediate_size`; "balanced": the same, but in all layers so
-        much wider that the model has as many parameters as its twin, whose layers all have projections
-        (`feed_forward_width`); "per_operator": one for each operator of the layer.
+        much wider that a model some of whose layers have no projections has as many parameters as its twin
+        (`feed_forward_width`; a single projection, as of "linear" and "rbf", is not made up to four);
+        "per_operator": one for each operator of the layer.
     dct_filter_start: initial value of the spectral filter; 1 is the identity.
     entropy_dc_weight: see `chiaroscuro.ops.spectral_entropy`; 2 in converted checkpoints of the authors' code.
     task_labels: per task the number of labels of its head (`ChiarForMixedTasks`).

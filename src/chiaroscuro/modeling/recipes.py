@@ -71,9 +71,9 @@ _V1 = {
     "short_convolution": 0,
     "feed_forward": "shared",
 }
+_BY_ENTROPY = {"router": "threshold", "tau_low": 0.855, "tau_high": 0.865}
 # That each operator has its own feed-forward network in v1 is inferred: only so do its parameters come to 17M, and
 # the paper presents the shared one as a change of v2.
-_BY_ENTROPY = {"router": "threshold", "tau_low": 0.855, "tau_high": 0.865}
 _V1_ROUTED = _V1 | _BY_ENTROPY | {"feed_forward": "per_operator"}
 _V2_BASELINE = _V1 | {"position_embedding": "rotary", "max_position_embeddings": 8192}
 _V2 = _V2_BASELINE | _BY_ENTROPY | {"meta_router": "causal"}

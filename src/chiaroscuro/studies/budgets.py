@@ -71,7 +71,7 @@ _WITHOUT = _arm("no attention", "nnnn", _EVERY_CURVE)
 _BY_BENEFIT = _arm(QUARTER, "nnrr")
 _BY_ROUTED_KEYS = replace(_BY_BENEFIT, name=ROUTED_KEYS, fields=_BY_BENEFIT.fields | {"attention_keys": "routed"})
 
-# The two studies on text have three arms in common, whose runs are the same and need be made but once.
+# `half` and `budgets` have three arms in common, whose runs are the same and need be made but once.
 _PLAN = replace(PLAN, test_on={"wikitext": "wikitext-2", "wikitext_unk": "wikitext-2"})
 _RATES = (4e-3, 6.3e-3, 1e-2)
 _POST_NORM_RATES = (1.6e-3, 2.5e-3, 4e-3)
@@ -123,7 +123,7 @@ BUDGETS = Study(
         _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
         *(_without_convolution(arm) for arm in (_TWIN, _BY_BENEFIT)),
     ),
-    learning_rates=_RATES[:2],  # at 0.01 every arm that was tried is behind
+    learning_rates=_RATES[:2],
     seeds=SEEDS,
 )
 

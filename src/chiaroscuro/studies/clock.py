@@ -26,9 +26,9 @@ HEAD = (
     "runs every operator on every token."
 )
 ABOUT = {  # what the folders of runs are called, and what is in them
-    "run": 'What has bounds; "routed by entropy" takes the tokens of the highest entropy instead. Full attention '
-    "beside `v2` is as large; to commit e5a5f8641eb3 it is the recipe `full_attention`, which is pre-norm, and after "
-    "that the twin of `v2`.",
+    "run": 'All targets but `chiar`; "routed by entropy" takes the tokens of the highest entropy instead. Full '
+    "attention beside `v2` is as large; up to commit e5a5f8641eb3 it is the recipe `full_attention`, which is "
+    "pre-norm, and after that the twin of `v2`.",
     "chiar": 'The recipe `chiar` and its twin. "Routed by benefit" takes the tokens that its router picks; a training '
     "step always does so, and explores as well.",
 }

@@ -16,7 +16,7 @@ from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compar
 from chiaroscuro.studies.paper_findings import DCT_GAIN
 from chiaroscuro.studies.table import on_text
 
-AS_GOOD = 0.02  # of perplexity: what so many seeds can tell from nothing
+AS_GOOD = 0.02  # of perplexity: by how much an arm that is as good may be worse
 RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twin that can do it at all
 
 
@@ -30,10 +30,10 @@ def half_of_the_attention(studies: Studies) -> Finding:
         as_good([*own[:2], *other[:2]], AS_GOOD),
         [
             f"Attention in the upper half of the layers only, against all: {own[0]}, on WikiText's text {other[0]}, "
-            f"with post-norm {own[1]} and {other[1]}. With fewer parameters, all feed-forward networks being as wide: "
-            f"{own[2]}, {other[2]}. Post-norm itself changes full attention by {own[3]} and {other[3]}. The second "
-            "half of the table is WikiText's.",
-            f"Mean perplexities to full attention's: {_times(study, half)}.",
+            f"with post-norm {own[1]} and {other[1]}. With feed-forward networks no wider than full attention's, and "
+            f"so fewer parameters: {own[2]}, {other[2]}. Post-norm itself changes full attention by {own[3]} and "
+            f"{other[3]}. The second half of the table is WikiText's.",
+            f"Mean perplexities divided by full attention's: {_times(study, half)}.",
         ],
         table + further[1:],
     )
@@ -48,9 +48,10 @@ def a_quarter_of_it(studies: Studies) -> Finding:
         as_good([own[0], other[0]], AS_GOOD),
         [
             f"Attention for half of the tokens in the upper half of the layers, against all: {own[0]}, on WikiText's "
-            f"text {other[0]}. With fewer parameters, all feed-forward networks being as wide: {own[1]}, {other[1]}. "
-            f"Against all tokens of those layers: {own[2]} and {other[2]}. The second half of the table is WikiText's.",
-            f"Mean perplexities to full attention's: {_times(study, QUARTER)}; with fewer parameters: "
+            f"text {other[0]}. With feed-forward networks no wider than full attention's, and so fewer parameters: "
+            f"{own[1]}, {other[1]}. Against all tokens of those layers: {own[2]} and {other[2]}. The second half of "
+            "the table is WikiText's.",
+            f"Mean perplexities divided by full attention's: {_times(study, QUARTER)}; with fewer parameters: "
             f"{_times(study, narrow)}.",
         ],
         table + further[1:],
@@ -67,7 +68,7 @@ def in_twice_the_layers(studies: Studies) -> Finding:
         [
             f"A quarter of the attention against all: {own[0]}, on WikiText's text {other[0]}. All tokens of the upper "
             f"half of the layers: {own[1]} and {other[1]}. The second half of the table is WikiText's.",
-            f"Mean perplexities to full attention's: at a quarter {_times(study, QUARTER)}; at half "
+            f"Mean perplexities divided by full attention's: at a quarter {_times(study, QUARTER)}; at half "
             f"{_times(study, half)}.",
         ],
         table + further[1:],
