@@ -149,6 +149,9 @@ def test_what_the_readme_says_of_the_recipes_is_what_the_study_found():
         f"{100 * pooled.mean:.0f} % at equal training FLOPs ({100 * pooled.low:.1f} to {100 * pooled.high:.1f} by the "
         f"study's pooled variance, {100 * own.low:.1f} to {100 * own.high:.1f} by these two arms' own)"
     ) in readme
+    ablation = finished(STUDIES["ablation"], ROOT / "results" / "ablation")
+    post = ablation.table["full attention, v2"]["perplexity"]["mean"]
+    assert f"`v2_full_attention` {post:.1f} (study `ablation`) and `full_attention` {full:.1f} (`controls`)" in readme
 
 
 def test_the_page_on_studies_names_them_all_with_their_numbers_of_runs():

@@ -108,7 +108,8 @@ def test_full_attention_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "ratio"), [("v1_dct_attention", 0.375), ("v1_three_operator", 0.375), ("chiar", 0.25), ("v2", 0.5)]
+    ("recipe", "ratio"),
+    [("v1_dct_attention", 0.375), ("v1_three_operator", 0.375), ("chiar", 0.25), ("spectral", 0.5), ("v2", 0.5)],
 )
 def test_attention_that_the_recipes_plan_for(recipe, ratio):
     """62.5 % fewer attention FLOPs in the first version of the paper."""

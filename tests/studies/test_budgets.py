@@ -5,6 +5,7 @@ import re
 import pytest
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM
+from chiaroscuro.flops import planned_flops
 from chiaroscuro.studies.budgets import BUDGETS, DEEPER, HALF, QUARTER, RECALL, ROUTERS, TWIN
 from chiaroscuro.studies.figures import _budgets
 
@@ -56,6 +57,16 @@ def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
             assert list(x) == sorted(budgets)
             assert {0.0, 0.5, 1.0} < budgets
             assert list(y) == pytest.approx([least + 10 * (1 - each) for each in x])
+
+
+@pytest.mark.parametrize("study", [HALF, DEEPER, BUDGETS], ids=lambda study: study.name)
+def test_flops_are_to_those_of_the_studys_full_attention_whatever_an_arm_has_in_its_place(study):
+    plans = {run.arm: run.plan for run in study.search()}
+    full = planned_flops(plans[TWIN].config({}), 1, study.plan.seq_len)
+    for arm, plan in plans.items():
+        twin = planned_flops(plan.config({}).twin(), 1, study.plan.seq_len)
+        assert twin.attention == full.attention, arm
+        assert twin.total == pytest.approx(full.total, rel=0.005), arm  # but for a convolution that is left out
 
 
 def test_arms_have_as_many_parameters_as_full_attention_but_for_the_narrow_ones():

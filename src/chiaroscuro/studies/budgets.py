@@ -15,6 +15,7 @@ ROUTERS = {"benefit": "benefit", "entropy": "threshold", "random": "random", "in
 LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
 NARROW = "narrow, "  # and that of one whose layers without attention have no wider feed-forward networks
+UPPER_HALF = f"{LAYERS}, 50 %"
 QUARTER = "benefit, 25 %"  # the recipe `chiar`
 ROUTED_KEYS = "routed keys, benefit, 12.5 %"
 TWIN = "full attention"
@@ -65,7 +66,7 @@ def _without_convolution(arm: Arm) -> Arm:
 
 
 _TWIN = _arm(TWIN, "aaaa", _EVERY_CURVE)
-_UPPER_HALF = _arm(f"{LAYERS}, 50 %", "nnaa", _EVERY_CURVE)
+_UPPER_HALF = _arm(UPPER_HALF, "nnaa", _EVERY_CURVE)
 _LAST_LAYER = _arm(f"{LAYERS}, 25 %", "nnna", (LAYERS,))
 _WITHOUT = _arm("no attention", "nnnn", _EVERY_CURVE)
 _BY_BENEFIT = _arm(QUARTER, "nnrr")
@@ -98,7 +99,7 @@ DEEPER = Study(
     name="deeper",
     question="Half of the attention, or a quarter, in twice the layers and over windows twice as long?",
     plan=replace(_PLAN, seq_len=512, batch_size=4, fields=_PLAN.fields | {"num_hidden_layers": 8}),
-    arms=(_arm(TWIN, "aaaaaaaa"), _arm(_UPPER_HALF.name, "nnnnaaaa"), _arm(QUARTER, "nnnnrrrr")),
+    arms=(_arm(TWIN, "aaaaaaaa"), _arm(UPPER_HALF, "nnnnaaaa"), _arm(QUARTER, "nnnnrrrr")),
     learning_rates=(1.6e-3, 2.5e-3, *_RATES[:2]),
     seeds=SEEDS,
 )

@@ -3,15 +3,15 @@
 from chiaroscuro.studies.budgets import (
     EXPLORED,
     HASHED,
-    LAYERS,
     NARROW,
     NO_CONVOLUTION,
     POST_NORM,
     QUARTER,
     ROUTED_KEYS,
     TWIN,
+    UPPER_HALF,
 )
-from chiaroscuro.studies.evidence import Finished, difference
+from chiaroscuro.studies.evidence import Difference, Finished, difference
 from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, sized
 from chiaroscuro.studies.paper_findings import DCT_GAIN
 from chiaroscuro.studies.table import on_text
@@ -20,12 +20,20 @@ AS_GOOD = 0.02  # of perplexity: by how much an arm that is as good may be worse
 RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twin that can do it at all
 
 
-def half_of_the_attention(studies: Studies) -> Finding:
-    study, half = studies["half"], f"{LAYERS}, 50 %"
-    pairs = [(study, half, TWIN), (study, f"{POST_NORM}{half}", f"{POST_NORM}{TWIN}")]
-    pairs += [(study, arm, TWIN) for arm in (f"{NARROW}{half}", f"{POST_NORM}{TWIN}")]
+def _on_both_texts(
+    pairs: list[tuple[Finished, str, str]],
+) -> tuple[list[list[str]], list[Difference], list[Difference]]:
+    """Arms against others on the test split and on WikiText's text: a table of both, and the differences on each."""
     table, own = compared(pairs)
     further, other = compared(pairs, "wikitext")
+    return table + further[1:], own, other
+
+
+def half_of_the_attention(studies: Studies) -> Finding:
+    study, half = studies["half"], UPPER_HALF
+    pairs = [(study, half, TWIN), (study, f"{POST_NORM}{half}", f"{POST_NORM}{TWIN}")]
+    pairs += [(study, arm, TWIN) for arm in (f"{NARROW}{half}", f"{POST_NORM}{TWIN}")]
+    table, own, other = _on_both_texts(pairs)
     return Finding(
         as_good([*own[:2], *other[:2]], AS_GOOD),
         [
@@ -35,15 +43,14 @@ def half_of_the_attention(studies: Studies) -> Finding:
             f"{other[3]}. The second half of the table is WikiText's.",
             f"Mean perplexities divided by full attention's: {_times(study, half)}.",
         ],
-        table + further[1:],
+        table,
     )
 
 
 def a_quarter_of_it(studies: Studies) -> Finding:
     study, narrow = studies["half"], f"{NARROW}{QUARTER}"
-    pairs = [(study, QUARTER, TWIN), (study, narrow, TWIN), (study, QUARTER, f"{LAYERS}, 50 %")]
-    table, own = compared(pairs)
-    further, other = compared(pairs, "wikitext")
+    pairs = [(study, QUARTER, TWIN), (study, narrow, TWIN), (study, QUARTER, UPPER_HALF)]
+    table, own, other = _on_both_texts(pairs)
     return Finding(
         as_good([own[0], other[0]], AS_GOOD),
         [
@@ -54,15 +61,14 @@ def a_quarter_of_it(studies: Studies) -> Finding:
             f"Mean perplexities divided by full attention's: {_times(study, QUARTER)}; with fewer parameters: "
             f"{_times(study, narrow)}.",
         ],
-        table + further[1:],
+        table,
     )
 
 
 def in_twice_the_layers(studies: Studies) -> Finding:
-    study, half = studies["deeper"], f"{LAYERS}, 50 %"
+    study, half = studies["deeper"], UPPER_HALF
     pairs = [(study, arm, TWIN) for arm in (QUARTER, half)]
-    table, own = compared(pairs)
-    further, other = compared(pairs, "wikitext")
+    table, own, other = _on_both_texts(pairs)
     return Finding(
         as_good([own[0], other[0]], AS_GOOD),
         [
@@ -71,7 +77,7 @@ def in_twice_the_layers(studies: Studies) -> Finding:
             f"Mean perplexities divided by full attention's: at a quarter {_times(study, QUARTER)}; at half "
             f"{_times(study, half)}.",
         ],
-        table + further[1:],
+        table,
     )
 
 
@@ -116,7 +122,7 @@ def dct_for_nothing(studies: Studies) -> Finding:
     table, found = compared(
         [
             (study, "with the DCT, benefit, 25 %", QUARTER),
-            (study, "with the DCT, entropy in the middle layers, 50 %", "whole layers, 50 %"),
+            (study, "with the DCT, entropy in the middle layers, 50 %", UPPER_HALF),
         ]
     )
     return Finding(
@@ -150,8 +156,7 @@ def short_convolution(studies: Studies) -> Finding:
 def routed_keys(studies: Studies) -> Finding:
     study = studies["half"]
     pairs = [(study, ROUTED_KEYS, other) for other in (QUARTER, TWIN)]
-    table, own = compared(pairs)
-    further, other = compared(pairs, "wikitext")
+    table, own, other = _on_both_texts(pairs)
     return Finding(
         as_good([own[0], other[0]], AS_GOOD),
         [
@@ -159,7 +164,7 @@ def routed_keys(studies: Studies) -> Finding:
             f"WikiText's text {other[0]}; against full attention: {own[1]} and {other[1]}. The second half of the "
             "table is WikiText's."
         ],
-        table + further[1:],
+        table,
     )
 
 
@@ -168,7 +173,7 @@ def recall(studies: Studies) -> Finding:
     arms = [arm for arm in study.table if not arm.startswith(POST_NORM) and arm != TWIN]
     table, found = compared([(study, arm, TWIN) for arm in [*arms, f"{POST_NORM}{TWIN}"]])
     apart = dict(zip(arms, found, strict=False))
-    half = [apart[arm] for arm in ("whole layers, 50 %", "every other layer")]
+    half = [apart[arm] for arm in (UPPER_HALF, "every other layer")]
     within = [arm for arm, each in apart.items() if each.within(RECALL_APART)]
     can = study.table[TWIN]["accuracy"]["mean"] >= RECALLS
     return Finding(
