@@ -14,7 +14,7 @@ from chiaroscuro.training import TrainingPlan
 ROUTERS = {"benefit": "benefit", "entropy": "threshold", "random": "random", "interleaved": "interleaved"}
 LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
-NARROW = "narrow, "  # and that of one whose layers without attention have no wider feed-forward networks
+NARROW = "narrow, "  # and that of one whose feed-forward networks are no wider than those of full attention
 UPPER_HALF = f"{LAYERS}, 50 %"
 QUARTER = "benefit, 25 %"  # the recipe `chiar`
 ROUTED_KEYS = "routed keys, benefit, 12.5 %"
@@ -57,7 +57,7 @@ def _post_norm(arm: Arm, learning_rates: tuple[float, ...] = ()) -> Arm:
 
 
 def _narrow(arm: Arm) -> Arm:
-    """The same without the parameters that layers without attention have in their feed-forward networks instead."""
+    """The same without the wider feed-forward networks that make up for projections, and so with fewer parameters."""
     return replace(arm, name=f"{NARROW}{arm.name}", fields=arm.fields | {"feed_forward": "shared"}, curves=())
 
 
