@@ -43,7 +43,11 @@ Mix = Annotated[
 ]
 TestOn = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=DATA", help="a further text that the trained model is measured on; may be repeated"),
+    typer.Option(
+        metavar="NAME=DATA",
+        help="a further text that the trained model is measured on (articles:FILE makes running text of a file in "
+        "WikiText's format); may be repeated",
+    ),
 ]
 TaskName = Annotated[
     str, typer.Option(help="lm (language modelling), recall, imdb, listops or listops_flat (classification)")

@@ -15,6 +15,7 @@ from chiaroscuro.data.labelled import (
 from chiaroscuro.data.recall import RecallExamples, generate_recall
 from chiaroscuro.data.tokenizer import encode_text, load_tokenizer, token_bytes, train_tokenizer
 from chiaroscuro.data.tokens import TokenWindows, cache_folder, encode
+from chiaroscuro.data.wikitext import articles
 
 __all__ = [
     "LONGEST_EXPRESSION",
@@ -25,6 +26,7 @@ __all__ = [
     "LabelledSequences",
     "RecallExamples",
     "TokenWindows",
+    "articles",
     "cache_folder",
     "encode",
     "encode_text",

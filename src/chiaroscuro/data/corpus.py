@@ -1,22 +1,26 @@
 """Text to train and test on, split by document.
 
 A corpus is named ("shakespeare", "imdb", "wikitext-2", "wikitext-103", and "wikitext-validation", the validation text
-of the last two by itself) or given as a path to a text file or to a folder of text files.
+of the last two by itself) or given as a path to a text file or to a folder of text files. "articles:" before a corpus
+in WikiText's format makes running text of it (`chiaroscuro.data.articles`).
 """
 
 import hashlib
 import importlib.util
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from chiaroscuro.data.hub import from_hub
 from chiaroscuro.data.imdb import imdb_texts
+from chiaroscuro.data.wikitext import articles
 
 SPLITS = ("train", "validation", "test")
+ARTICLES = "articles:"  # before a source
 HELD_OUT = 0.05  # of the documents, or of a single document's text, for each of validation and test
 D = TypeVar("D")
 # A word of the name of a file, such as trainset, valid or wikiTest's second.
@@ -54,6 +58,8 @@ def load_corpus(source: str) -> Corpus:
     name, a missing, empty or binary file, one that belongs to two splits, most files being of none beside files of all
     three, and a data set that cannot be fetched, saying what to do instead.
     """
+    if source.startswith(ARTICLES):
+        return _in_articles(source, load_corpus)
     if source == "shakespeare":
         return Corpus(source, _split_names(_shakespeare()))
     path = Path(source)
@@ -76,8 +82,15 @@ def load_corpus(source: str) -> Corpus:
 def load_other_text(source: str) -> Corpus:
     """What `source` has for a model that was not trained on it: of a text file each split is the whole, since nothing
     of it need be held out. Raises ValueError as `load_corpus`."""
+    if source.startswith(ARTICLES):
+        return _in_articles(source, load_other_text)
     path = Path(source)
     return Corpus(source, dict.fromkeys(SPLITS, [read_text(path)])) if path.is_file() else load_corpus(source)
+
+
+def _in_articles(source: str, load: Callable[[str], Corpus]) -> Corpus:
+    splits = load(source.removeprefix(ARTICLES)).splits.items()
+    return Corpus(source, {split: [*chain.from_iterable(map(articles, texts))] for split, texts in splits})
 
 
 def read_text(path: Path) -> str:

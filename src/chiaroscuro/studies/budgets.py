@@ -73,7 +73,7 @@ _BY_BENEFIT = _arm(QUARTER, "nnrr")
 _BY_ROUTED_KEYS = replace(_BY_BENEFIT, name=ROUTED_KEYS, fields=_BY_BENEFIT.fields | {"attention_keys": "routed"})
 
 # `half` and `budgets` have three arms in common, whose runs are the same and need be made but once.
-_PLAN = replace(PLAN, test_on={"wikitext": "wikitext-2", "wikitext_unk": "wikitext-2"})
+_PLAN = replace(PLAN, test_on={"wikitext": "articles:wikitext-2", "wikitext_tokenized": "wikitext-2"})
 _RATES = (4e-3, 6.3e-3, 1e-2)
 _POST_NORM_RATES = (1.6e-3, 2.5e-3, 4e-3)
 
