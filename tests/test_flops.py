@@ -3,17 +3,18 @@
 import pytest
 import torch
 
-from chiaroscuro import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification, calibrate
+from chiaroscuro import ChiarForCausalLM, ChiarForSequenceClassification, calibrate
 from chiaroscuro.flops import executed_flops, executed_forward_flops, flops_ratios
 from chiaroscuro.routing import ThresholdRouter, router_class
-from tests.helpers import SMALL_RECIPES
+from tests.helpers import SMALL_RECIPES, tiny_config
 
 VOCAB = 300
 
 
 def model_and_ids(recipe, B=2, T=96, D=64, **fields):
     torch.manual_seed(0)
-    config = ChiarConfig.from_recipe(recipe, vocab_size=VOCAB, hidden_size=D, dropout=0.0, **fields)
+    sizes = {"vocab_size": VOCAB, "hidden_size": D, "num_attention_heads": 4, "rbf_features": 64}
+    config = tiny_config(recipe, **sizes | fields)
     return ChiarForCausalLM(config).eval(), torch.randint(VOCAB, (B, T))
 
 
@@ -135,7 +136,7 @@ def test_routed_keys_cost_less_than_a_share():
 
 
 def test_the_published_architecture_run_densely_saves_almost_nothing():
-    model, input_ids = model_and_ids("v1_dct_attention", T=256, D=128, dispatch="dense", feed_forward="shared")
+    model, input_ids = model_and_ids("v2", T=256, D=128, dispatch="dense")
     assert 0.8 < flops_ratios(model, input_ids)["executed_ratio"] < 0.97
 
 
@@ -179,7 +180,7 @@ def test_the_counter_knows_causal_attention_its_backward_and_ffts():
 
 
 def test_the_classifier_reports_its_head():
-    config = ChiarConfig(vocab_size=VOCAB, hidden_size=64, num_labels=5)
+    config = tiny_config("chiar", vocab_size=VOCAB, hidden_size=64, num_labels=5)
     model = ChiarForSequenceClassification(config).eval()
     input_ids = torch.randint(VOCAB, (2, 64))
     assert model.flops(2, 64).head == 2 * 2 * 64 * (64 + 5)

@@ -17,7 +17,8 @@ T, VOCAB = 24, 50
 
 def model(seed: int, **fields) -> ChiarForCausalLM:
     torch.manual_seed(seed)
-    config = ChiarConfig.from_recipe("spectral", vocab_size=VOCAB, hidden_size=16, num_attention_heads=2, **fields)
+    sizes = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = ChiarConfig.from_recipe("spectral", **sizes | fields)
     found = ChiarForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in found.parameters():

@@ -15,7 +15,7 @@ from chiaroscuro import bench, cli
 from chiaroscuro.bench.case import FULL, OURS, half
 from chiaroscuro.bench.measure import measure, peak_bytes
 
-SIZES = bench.Sizes(batch=2, length=40, width=32, heads=2, layers=3)
+SIZES = bench.Sizes(batch=2, length=40, width=32, heads=2, layers=5)
 
 
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

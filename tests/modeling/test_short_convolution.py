@@ -86,4 +86,4 @@ def test_it_survives_saving_belongs_to_the_twin_and_is_counted(tmp_path):
     planned = model.flops(2, 64, routing=routing).total
     assert executed_forward_flops(model, ids(2, 64)) == pytest.approx(planned, rel=0.02)
     without = ChiarForCausalLM(ChiarConfig(**fields | {"short_convolution": 0}))
-    assert model.flops(2, 64).mixing - without.flops(2, 64).mixing == 4 * 2 * (2 * 64) * 8 * 9
+    assert model.flops(2, 64).mixing - without.flops(2, 64).mixing == 5 * 2 * (2 * 64) * 8 * 9

@@ -39,7 +39,7 @@ def test_the_card_of_a_run_holds_its_figures_and_a_use_that_works(english, tmp_p
         f"| parameters | {results['parameters']:,} |",
         f"| perplexity | {results['perplexity']:.2f} |",
         f"| attention FLOPs, to full attention | {results['flops']['attention_ratio']:.3f} |",
-        f"none {results['routing']['1']['none']:.0%}",
+        f"none {results['routing']['2']['none']:.0%}",
         "| tokens seen | 132 |",
         results["versions"]["commit"],
     ):
@@ -48,7 +48,7 @@ def test_the_card_of_a_run_holds_its_figures_and_a_use_that_works(english, tmp_p
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     ).stdout
-    assert printed.startswith("1 {'none': ")
+    assert printed.startswith("2 {'none': ")
     (out / "README.md").write_text("my own words")
     load_run(out).model.save_pretrained(out)
     assert (out / "README.md").read_text() == "my own words"

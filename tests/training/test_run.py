@@ -18,7 +18,7 @@ from chiaroscuro.training.folder import alone_in
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+TINY = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2}
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_judge_it(plan, tmp_path):
     assert set(expected.split()) | {"train_seconds", "tokens_per_second", "versions"} <= set(results)
     assert set(results["flops"]) == {"attention_ratio", "total_ratio", "executed_ratio", "training_ratio"}
     assert results["tokens_seen"] == 8 * 4 * 33
-    assert set(results["routing"]) == {"1", "2"}
-    assert sum(results["routing"]["1"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert set(results["routing"]) == {"3", "4"}
+    assert sum(results["routing"]["3"].values()) == pytest.approx(1.0, abs=1e-5)
     run = load_run(out)
     assert isinstance(run.model, ChiarForCausalLM)
     assert not run.model.training
@@ -86,9 +86,9 @@ def test_metrics_hold_shares_utilisation_entropy_and_thresholds_per_layer(plan, 
     train(plan, prepare(plan), tmp_path / "run")
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] == 1
-    assert set(first["routing"]["1"]) == {"none", "attention"}
-    assert 0.0 <= first["utilisation_entropy"]["1"] <= 0.6932
-    low, high = first["thresholds"]["1"]
+    assert set(first["routing"]["3"]) == {"none", "attention"}
+    assert 0.0 <= first["utilisation_entropy"]["3"] <= 0.6932
+    low, high = first["thresholds"]["3"]
     assert low == high != 0.0  # between two operators there is one place, and it was looked for
 
 

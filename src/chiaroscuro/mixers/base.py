@@ -75,8 +75,7 @@ class Mixer(nn.Module, ABC):
 
     causal: bool = True
     remembers: bool = False  # whether tokens that go elsewhere must be shown to it, since later ones may see them
-    # Whether it multiplies tokens by matrices, as attention does; for layers in which none does, balanced feed-forward
-    # networks are wider.
+    # Whether it multiplies tokens by matrices, as attention does; layers in which none does are small.
     projects: ClassVar[bool] = True
 
     @classmethod

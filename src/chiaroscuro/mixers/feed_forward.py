@@ -29,7 +29,7 @@ class FeedForward(Mixer):
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
-        return cls(config.hidden_size, config.feed_forward_width, config.dropout)
+        return cls(config.hidden_size, config.intermediate_size, config.dropout)
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
         rows = x_BTD if chosen is None else chosen.take(x_BTD)

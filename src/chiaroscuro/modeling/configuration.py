@@ -20,7 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "norm_placement": ("pre", "post"),
     "position_embedding": ("rotary", "learned"),
     "meta_router": ("none", "causal", "paper"),
-    "feed_forward": ("balanced", "shared", "per_operator"),
+    "feed_forward": ("shared", "per_operator"),
 }
 _SWITCHES = ("embedding_norm", "use_cache", "tie_word_embeddings")
 _NUMBERS = {
@@ -33,7 +33,7 @@ _NUMBERS = {
     "initializer_range": 0.0,
     "dct_filter_start": -sys.float_info.max,
 }
-LAYERS = 4
+LAYERS = 5
 _OF_ROUTING = {  # what a twin does not inherit
     *("recipe", "layer_operators", "router", "routed_share", "tau_low", "tau_high", "attention_keys", "dispatch"),
     *("meta_router", "feed_forward", "collapse_weight", "entropy_dc_weight", "dct_filter_start", "rbf_features"),
@@ -80,10 +80,7 @@ class ChiarConfig(PreTrainedConfig):
     short_convolution: width of a causal convolution over the tokens, channel by channel, before the operators of each
         layer (`chiaroscuro.mixers.ShortConvolution`); 0: none.
     meta_router: "causal" or "paper", which reads the future (`chiaroscuro.routing.MetaRouter`), gates the first layer.
-    feed_forward: "shared": one network per layer, of `intermediate_size`; "balanced": the same, but in all layers so
-        much wider that a model some of whose layers have no projections has as many parameters as its twin
-        (`feed_forward_width`; a single projection, as of "linear" and "rbf", is not made up to four);
-        "per_operator": one for each operator of the layer.
+    feed_forward: "shared": one network per layer; "per_operator": one for each operator of the layer.
     dct_filter_start: initial value of the spectral filter; 1 is the identity.
     entropy_dc_weight: see `chiaroscuro.ops.spectral_entropy`; 2 in converted checkpoints of the authors' code.
     task_labels: per task the number of labels of its head (`ChiarForMixedTasks`).
@@ -113,7 +110,7 @@ class ChiarConfig(PreTrainedConfig):
     position_embedding: str = "rotary"
     rope_base: float = 10000.0
     meta_router: str = "none"
-    feed_forward: str = "balanced"
+    feed_forward: str = "shared"
     dct_filter_start: float = 0.0
     rbf_features: int = 64
     entropy_dc_weight: float = 1.0
@@ -181,22 +178,24 @@ class ChiarConfig(PreTrainedConfig):
         return cls(**chosen)
 
     def twin(self) -> "ChiarConfig":
-        """The same model with attention for all tokens in each layer, which ratios are measured against."""
+        """The same model with attention for all tokens in each layer, which ratios are measured against. Where layers
+        have no projections it has fewer layers, so that it is as large; never more, and whole ones."""
         own = {field.name for field in dataclasses.fields(ChiarConfig)}
         own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-        same = own - _OF_ROUTING | {"num_labels"}
-        return ChiarConfig.from_recipe("full_attention", **{name: getattr(self, name) for name in same})
+        same = {name: getattr(self, name) for name in own - _OF_ROUTING | {"num_labels"}}
+        return ChiarConfig.from_recipe("full_attention", **same | {"num_hidden_layers": self._layers_of_attention()})
 
-    @property
-    def feed_forward_width(self) -> int:
-        """Channels between the two matrices of a feed-forward network. Four projections have as many parameters as
-        two widths more; what layers without projections lack of these is shared out among all."""
+    def _layers_of_attention(self) -> int:
+        """How many layers that attend come nearest in matrices to all of these: four projections each, D by D, and a
+        network of two, D by `intermediate_size`; in units of 2 D parameters."""
         assert self.layer_operators is not None
         assert self.intermediate_size is not None
-        if self.feed_forward != "balanced":
-            return self.intermediate_size
-        without = sum(not any(mixer_class(name).projects for name in names) for names in self.layer_operators)
-        return self.intermediate_size + 2 * self.hidden_size * without // self.num_hidden_layers
+        projections, network = 2 * self.hidden_size, self.intermediate_size
+        own = 0
+        for names in self.layer_operators:
+            own += network * (len(names) if self.feed_forward == "per_operator" else 1)
+            own += projections * any(mixer_class(name).projects for name in names)
+        return min(self.num_hidden_layers, max(1, round(own / (projections + network))))
 
     @property
     def layer_types(self) -> list[str]:

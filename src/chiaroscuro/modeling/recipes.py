@@ -16,10 +16,10 @@ def _all_attention(layers: int) -> list[list[str]]:
     return [["attention"]] * layers
 
 
-def _upper_half(layers: int) -> list[list[str]]:
-    """No operator in the lower half of the layers, nothing|attention in the upper."""
-    lower = layers // 2
-    return [["none"]] * lower + [["none", "attention"]] * (layers - lower)
+def _upper_two_fifths(layers: int) -> list[list[str]]:
+    """No operator in the lower three fifths of the layers, nothing|attention in the others."""
+    upper = max(1, 2 * layers // 5)
+    return [["none"]] * (layers - upper) + [["none", "attention"]] * upper
 
 
 def _v1_three_operator(layers: int) -> list[list[str]]:
@@ -69,7 +69,6 @@ _V1 = {
     "dropout": 0.1,
     "dct_filter_start": 1.0,
     "short_convolution": 0,
-    "feed_forward": "shared",
 }
 _BY_ENTROPY = {"router": "threshold", "tau_low": 0.855, "tau_high": 0.865}
 # That each operator has its own feed-forward network in v1 is inferred: only so do its parameters come to 17M, and
@@ -81,9 +80,9 @@ _400M = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 28
 
 RECIPES: dict[str, Recipe] = {
     "chiar": Recipe(
-        "attention where it pays: none in the lower half of the layers, for half of the tokens in the upper, by what "
-        "they gain; pre-norm, rotary, short convolutions, as large as full attention",
-        _upper_half,
+        "attention where it pays: none in the lower three fifths of the layers, for half of the tokens in the others, "
+        "by what they gain; pre-norm, rotary, short convolutions; five layers are as large as four of full attention",
+        _upper_two_fifths,
     ),
     "full_attention": Recipe("the same body with attention in every layer", _all_attention),
     "spectral": Recipe(

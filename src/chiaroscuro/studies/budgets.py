@@ -2,7 +2,8 @@
 each answer must be looked up.
 
 Layers are told by a letter each: (a)ttention, (n)othing, or (r)outed between the two; (d)CT, or (s)hared between that
-and attention.
+and attention. A layer of nothing or of the DCT has no projections, and three of them have as many parameters as two
+that attend: so three of nothing and two more are as large as four of attention.
 """
 
 from dataclasses import replace
@@ -14,11 +15,11 @@ from chiaroscuro.training import TrainingPlan
 ROUTERS = {"benefit": "benefit", "entropy": "threshold", "random": "random", "interleaved": "interleaved"}
 LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
-NARROW = "narrow, "  # and that of one whose feed-forward networks are no wider than those of full attention
-UPPER_HALF = f"{LAYERS}, 50 %"
+UPPER = f"{LAYERS}, 50 %"
 QUARTER = "benefit, 25 %"  # the recipe `chiar`
 ROUTED_KEYS = "routed keys, benefit, 12.5 %"
 TWIN = "full attention"
+DEEP_TWIN = f"five layers, {TWIN}"
 EXPLORED = "random, explored, 25 %"
 HASHED = "hash of the token, 25 %"
 NO_CONVOLUTION = "no convolution, "
@@ -36,7 +37,8 @@ _SHORT_CONVOLUTION = {"short_convolution": 4}  # it is nothing that is routed, s
 def _arm(name: str, layers: str, curves: tuple[str, ...] = (), router: str = "benefit", share: float = 0.5) -> Arm:
     """An arm whose routed layers give attention to `share` of the tokens."""
     routed = {"router": router, "routed_share": share} if set(layers) & {"r", "s"} else {}
-    fields = {"layer_operators": [_OPERATORS[letter] for letter in layers]} | routed | _SHORT_CONVOLUTION
+    operators = [_OPERATORS[letter] for letter in layers]
+    fields = {"num_hidden_layers": len(layers), "layer_operators": operators} | routed | _SHORT_CONVOLUTION
     return Arm(name, "full_attention", fields, curves=curves)
 
 
@@ -56,20 +58,17 @@ def _post_norm(arm: Arm, learning_rates: tuple[float, ...] = ()) -> Arm:
     )
 
 
-def _narrow(arm: Arm) -> Arm:
-    """The same without the wider feed-forward networks that make up for projections, and so with fewer parameters."""
-    return replace(arm, name=f"{NARROW}{arm.name}", fields=arm.fields | {"feed_forward": "shared"}, curves=())
-
-
 def _without_convolution(arm: Arm) -> Arm:
     return replace(arm, name=f"{NO_CONVOLUTION}{arm.name}", fields=arm.fields | {"short_convolution": 0}, curves=())
 
 
 _TWIN = _arm(TWIN, "aaaa", _EVERY_CURVE)
-_UPPER_HALF = _arm(UPPER_HALF, "nnaa", _EVERY_CURVE)
-_LAST_LAYER = _arm(f"{LAYERS}, 25 %", "nnna", (LAYERS,))
-_WITHOUT = _arm("no attention", "nnnn", _EVERY_CURVE)
-_BY_BENEFIT = _arm(QUARTER, "nnrr")
+# As large as with four, by narrower networks: what does a layer more do by itself?
+_DEEP_TWIN = replace(_arm(DEEP_TWIN, "aaaaa"), fields=_arm(DEEP_TWIN, "aaaaa").fields | {"intermediate_size": 538})
+_UPPER = _arm(UPPER, "nnnaa", _EVERY_CURVE)
+_LAST_LAYER = _arm(f"{LAYERS}, 25 %", "nnnnna", (LAYERS,))  # rather a twelfth larger than others than smaller
+_WITHOUT = _arm("no attention", "nnnnnn", _EVERY_CURVE)
+_BY_BENEFIT = _arm(QUARTER, "nnnrr")
 _BY_ROUTED_KEYS = replace(_BY_BENEFIT, name=ROUTED_KEYS, fields=_BY_BENEFIT.fields | {"attention_keys": "routed"})
 
 # `half` and `budgets` have three arms in common, whose runs are the same and need be made but once.
@@ -84,22 +83,22 @@ HALF = Study(
     plan=_PLAN,
     arms=(
         _TWIN,
-        _UPPER_HALF,
         _BY_BENEFIT,
+        _UPPER,
+        _DEEP_TWIN,
         _BY_ROUTED_KEYS,
-        *(_narrow(arm) for arm in (_UPPER_HALF, _BY_BENEFIT)),
-        *(_post_norm(arm, _POST_NORM_RATES) for arm in (_TWIN, _UPPER_HALF)),
+        *(_post_norm(arm, _POST_NORM_RATES) for arm in (_TWIN, _UPPER)),
     ),
     learning_rates=_RATES,
     seeds=tuple(range(6)),
 )
 
-# Four layers are few, and what is left out of two of them may be what the others can make up for.
+# Four layers are few, and what is left out may be what the others can make up for.
 DEEPER = Study(
     name="deeper",
     question="Half of the attention, or a quarter, in twice the layers and over windows twice as long?",
-    plan=replace(_PLAN, seq_len=512, batch_size=4, fields=_PLAN.fields | {"num_hidden_layers": 8}),
-    arms=(_arm(TWIN, "aaaaaaaa"), _arm(UPPER_HALF, "nnnnaaaa"), _arm(QUARTER, "nnnnrrrr")),
+    plan=replace(_PLAN, seq_len=512, batch_size=4),
+    arms=(_arm(TWIN, "aaaaaaaa"), _arm(UPPER, "nnnnnnaaaa"), _arm(QUARTER, "nnnnnnrrrr")),
     learning_rates=(1.6e-3, 2.5e-3, *_RATES[:2]),
     seeds=SEEDS,
 )
@@ -110,17 +109,17 @@ BUDGETS = Study(
     plan=_PLAN,
     arms=(
         _TWIN,
-        _arm(f"{LAYERS}, 75 %", "naaa", (LAYERS,)),
-        _UPPER_HALF,
+        _arm(f"{LAYERS}, 75 %", "nnaaa", (LAYERS,)),  # likewise
+        _UPPER,
         _LAST_LAYER,
         _WITHOUT,
         *_routed("75 %", "rraa", 0.5),
-        *_routed("37.5 %", "nnrr", 0.75),
-        *_routed("25 %", "nnrr", 0.5),
-        *_routed("12.5 %", "nnnr", 0.5),
-        _arm(EXPLORED, "nnrr", router="random_explored"),
-        _arm(HASHED, "nnrr", router="hash"),
-        _arm("with the DCT, benefit, 25 %", "ddss"),
+        *_routed("37.5 %", "nnnrr", 0.75),
+        *_routed("25 %", "nnnrr", 0.5),
+        *_routed("12.5 %", "nnnrr", 0.25),
+        _arm(EXPLORED, "nnnrr", router="random_explored"),
+        _arm(HASHED, "nnnrr", router="hash"),
+        _arm("with the DCT, benefit, 25 %", "dddss"),
         _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
         *(_without_convolution(arm) for arm in (_TWIN, _BY_BENEFIT)),
     ),
@@ -144,13 +143,13 @@ RECALL = Study(
     ),
     arms=(
         _TWIN,
-        _UPPER_HALF,
-        _arm("every other layer", "nana"),
+        _UPPER,
+        _arm("every other layer", "nanan"),
         _LAST_LAYER,
         _WITHOUT,
-        *_routed("25 %", "nnrr", 0.5),
-        *_routed("6.25 %", "nnrr", 0.125),  # in each of two layers as many tokens as there are questions
-        *(_post_norm(arm) for arm in (_TWIN, _UPPER_HALF, _LAST_LAYER)),
+        *_routed("25 %", "nnnrr", 0.5),
+        *_routed("6.25 %", "nnnrr", 0.125),  # in each of two layers as many tokens as there are questions
+        *(_post_norm(arm) for arm in (_TWIN, _UPPER, _LAST_LAYER)),
     ),
     learning_rates=(1e-3, 2e-3, 4e-3),
     seeds=SEEDS,

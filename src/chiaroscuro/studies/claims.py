@@ -142,8 +142,8 @@ CLAIMS = (
         "Ours: full attention's quality, within two per cent, at half of its attention",
         "At most two per cent of perplexity for half of the attention FLOPs, on text of the kind it was trained on and "
         "on another, pre-norm and post-norm.",
-        "Attention in the upper half of the layers against full attention, all with a short convolution and as many "
-        "parameters, each at the best of its learning rates, six seeds.",
+        "Attention in the upper two of five layers against full attention in four, which has as many parameters, all "
+        "with a short convolution, each at the best of its learning rates, six seeds.",
         ("half",),
         own.half_of_the_attention,
         "More tokens and longer texts: models of this size, trained for this long, have little to lose without it.",
@@ -152,8 +152,9 @@ CLAIMS = (
         "Ours: full attention's quality, within two per cent, at a quarter of its attention",
         "At most two per cent of perplexity for a quarter of the attention FLOPs, on both texts, by the recipe "
         "`chiar`.",
-        "The router `benefit` gives attention to half of the tokens in the upper half of the layers, all arms with a "
-        "short convolution and as many parameters, each at the best of its learning rates, six seeds.",
+        "The router `benefit` gives attention to half of the tokens in the upper two of five layers; full attention "
+        "in four layers, and in five with narrower feed-forward networks, has as many parameters. All with a short "
+        "convolution, each at the best of its learning rates, six seeds.",
         ("half",),
         own.a_quarter_of_it,
         "More tokens and longer texts: models of this size, trained for this long, have little to lose without it.",
@@ -161,8 +162,8 @@ CLAIMS = (
     Claim(
         "Ours: a quarter of the attention, in twice the layers and over windows twice as long",
         "At most two per cent of perplexity for a quarter of the attention FLOPs, on both texts.",
-        "The recipe `chiar` and full attention with eight layers and windows of 512 tokens, each at the best of its "
-        "learning rates, three seeds.",
+        "The recipe `chiar` with ten layers, which is as large as full attention with eight, and windows of 512 "
+        "tokens, each at the best of its learning rates, three seeds.",
         ("deeper",),
         own.in_twice_the_layers,
         "Larger models, more tokens and longer texts.",
@@ -205,8 +206,9 @@ CLAIMS = (
     ),
     Claim(
         "Ours: recall at half of its attention",
-        "A key is answered with its value, within two points of full attention, where half of the layers attend.",
-        "Multi-query associative recall, four pairs in 32 tokens, models of four layers of 64 channels and one head.",
+        "A key is answered with its value, within two points of full attention, with half as many layers that attend.",
+        "Multi-query associative recall, four pairs in 32 tokens, models of 64 channels and one head, as large as full "
+        "attention with four layers.",
         ("recall",),
         own.recall,
         "More pairs, longer sequences, and training until every arm has learned what it can.",

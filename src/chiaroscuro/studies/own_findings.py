@@ -1,15 +1,15 @@
 """The rules by which our own claims are judged."""
 
 from chiaroscuro.studies.budgets import (
+    DEEP_TWIN,
     EXPLORED,
     HASHED,
-    NARROW,
     NO_CONVOLUTION,
     POST_NORM,
     QUARTER,
     ROUTED_KEYS,
     TWIN,
-    UPPER_HALF,
+    UPPER,
 )
 from chiaroscuro.studies.evidence import Difference, Finished, difference
 from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, sized
@@ -30,52 +30,51 @@ def _on_both_texts(
 
 
 def half_of_the_attention(studies: Studies) -> Finding:
-    study, half = studies["half"], UPPER_HALF
-    pairs = [(study, half, TWIN), (study, f"{POST_NORM}{half}", f"{POST_NORM}{TWIN}")]
-    pairs += [(study, arm, TWIN) for arm in (f"{NARROW}{half}", f"{POST_NORM}{TWIN}")]
+    study = studies["half"]
+    pairs = [(study, UPPER, TWIN), (study, f"{POST_NORM}{UPPER}", f"{POST_NORM}{TWIN}")]
+    pairs += [(study, arm, TWIN) for arm in (DEEP_TWIN, f"{POST_NORM}{TWIN}")]
     table, own, other = _on_both_texts(pairs)
     return Finding(
         as_good([*own[:2], *other[:2]], AS_GOOD),
         [
-            f"Attention in the upper half of the layers only, against all: {own[0]}, on WikiText's text {other[0]}, "
-            f"with post-norm {own[1]} and {other[1]}. With feed-forward networks no wider than full attention's, and "
-            f"so fewer parameters: {own[2]}, {other[2]}. Post-norm itself changes full attention by {own[3]} and "
-            f"{other[3]}. The second half of the table is WikiText's.",
-            f"Mean perplexities divided by full attention's: {_times(study, half)}.",
+            f"Attention in the upper two of five layers only, against four layers with attention: {own[0]}, on "
+            f"WikiText's text {other[0]}, with post-norm {own[1]} and {other[1]}. Attention in five layers, with "
+            f"narrower feed-forward networks, changes full attention by {own[2]} and {other[2]}, post-norm by "
+            f"{own[3]} and {other[3]}. The second half of the table is WikiText's.",
+            f"Mean perplexities divided by full attention's: {_times(study, UPPER)}.",
         ],
         table,
     )
 
 
 def a_quarter_of_it(studies: Studies) -> Finding:
-    study, narrow = studies["half"], f"{NARROW}{QUARTER}"
-    pairs = [(study, QUARTER, TWIN), (study, narrow, TWIN), (study, QUARTER, UPPER_HALF)]
+    study = studies["half"]
+    pairs = [(study, QUARTER, other) for other in (TWIN, DEEP_TWIN, UPPER)]
     table, own, other = _on_both_texts(pairs)
     return Finding(
         as_good([own[0], other[0]], AS_GOOD),
         [
-            f"Attention for half of the tokens in the upper half of the layers, against all: {own[0]}, on WikiText's "
-            f"text {other[0]}. With feed-forward networks no wider than full attention's, and so fewer parameters: "
-            f"{own[1]}, {other[1]}. Against all tokens of those layers: {own[2]} and {other[2]}. The second half of "
-            "the table is WikiText's.",
-            f"Mean perplexities divided by full attention's: {_times(study, QUARTER)}; with fewer parameters: "
-            f"{_times(study, narrow)}.",
+            f"Attention for half of the tokens in the upper two of five layers, against four layers with attention: "
+            f"{own[0]}, on WikiText's text {other[0]}; against five, with narrower feed-forward networks: {own[1]}, "
+            f"{other[1]}; against all tokens of those two layers: {own[2]}, {other[2]}. The second half of the table "
+            "is WikiText's.",
+            f"Mean perplexities divided by full attention's: {_times(study, QUARTER)}.",
         ],
         table,
     )
 
 
 def in_twice_the_layers(studies: Studies) -> Finding:
-    study, half = studies["deeper"], UPPER_HALF
-    pairs = [(study, arm, TWIN) for arm in (QUARTER, half)]
+    study = studies["deeper"]
+    pairs = [(study, arm, TWIN) for arm in (QUARTER, UPPER)]
     table, own, other = _on_both_texts(pairs)
     return Finding(
         as_good([own[0], other[0]], AS_GOOD),
         [
             f"A quarter of the attention against all: {own[0]}, on WikiText's text {other[0]}. All tokens of the upper "
-            f"half of the layers: {own[1]} and {other[1]}. The second half of the table is WikiText's.",
+            f"four of ten layers: {own[1]} and {other[1]}. The second half of the table is WikiText's.",
             f"Mean perplexities divided by full attention's: at a quarter {_times(study, QUARTER)}; at half "
-            f"{_times(study, half)}.",
+            f"{_times(study, UPPER)}.",
         ],
         table,
     )
@@ -122,14 +121,14 @@ def dct_for_nothing(studies: Studies) -> Finding:
     table, found = compared(
         [
             (study, "with the DCT, benefit, 25 %", QUARTER),
-            (study, "with the DCT, entropy in the middle layers, 50 %", UPPER_HALF),
+            (study, "with the DCT, entropy in the middle layers, 50 %", UPPER),
         ]
     )
     return Finding(
         sized(found[0], -DCT_GAIN),
         [
             f"With the DCT for the tokens that do not attend: {found[0]}. The paper's layers, half of their attention "
-            f"by entropy, against the upper half of the layers attending: {found[1]}."
+            f"by entropy, against the upper two of five layers attending: {found[1]}."
         ],
         table,
     )
@@ -160,7 +159,7 @@ def routed_keys(studies: Studies) -> Finding:
     return Finding(
         as_good([own[0], other[0]], AS_GOOD),
         [
-            f"Routed keys against all, with half of the tokens in the upper half of the layers: {own[0]}, on "
+            f"Routed keys against all, with half of the tokens in the upper two of five layers: {own[0]}, on "
             f"WikiText's text {other[0]}; against full attention: {own[1]} and {other[1]}. The second half of the "
             "table is WikiText's."
         ],
@@ -173,7 +172,7 @@ def recall(studies: Studies) -> Finding:
     arms = [arm for arm in study.table if not arm.startswith(POST_NORM) and arm != TWIN]
     table, found = compared([(study, arm, TWIN) for arm in [*arms, f"{POST_NORM}{TWIN}"]])
     apart = dict(zip(arms, found, strict=False))
-    half = [apart[arm] for arm in (UPPER_HALF, "every other layer")]
+    half = [apart[arm] for arm in (UPPER, "every other layer")]
     within = [arm for arm, each in apart.items() if each.within(RECALL_APART)]
     can = study.table[TWIN]["accuracy"]["mean"] >= RECALLS
     return Finding(

@@ -1,4 +1,4 @@
-"""Train a recipe and its same-size twin alike: same tokenizer, same batches, same budget."""
+"""Train a recipe and its twin alike: as many parameters, same tokenizer, same batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +11,17 @@ from chiaroscuro.training.run import train
 
 
 def compare(plan: TrainingPlan, against: str, out: Path) -> dict[str, Any]:
-    """Train `plan` and then the recipe `against` by the same plan, into a run folder each below `out`.
+    """Train `plan` and then the recipe `against` by the same plan, with as many layers as the twin of the first has,
+    into a run folder each below `out`.
 
     Returns, and writes to `comparison.json`, the results of both by recipe and the perplexity of a unigram model on
     the same held-out tokens. Raises ValueError when both are the same recipe, and as `train` does.
     """
     if against == plan.recipe:
         raise ValueError(f"nothing to compare: both recipes are {against!r}")
-    twin = replace(plan, recipe=against)
     task = prepare(plan)
+    layers = plan.config(task.fields()).twin().num_hidden_layers
+    twin = replace(plan, recipe=against, fields=plan.fields | {"num_hidden_layers": layers})
     for each in (plan, twin):
         each.config(task.fields())
     new_run_folder(out)

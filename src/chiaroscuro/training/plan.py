@@ -11,7 +11,7 @@ from chiaroscuro.modeling.recipes import recipe_named
 
 LOGS_PER_RUN = 50
 # A model that learns something of a play in a minute on two cores.
-SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+SMALL = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
 
 
 def sizes_of(recipe: str) -> dict[str, int]:
