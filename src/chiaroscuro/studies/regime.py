@@ -62,6 +62,7 @@ IMDB = Study(
         seq_len=256,
         warmup_steps=140,
         save_every=200,
+        fields={"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
     ),
     arms=_arms({"dropout": 0.0}),
     learning_rates=_RATES,
