@@ -23,7 +23,7 @@ from chiaroscuro.training import TrainingPlan
 pytestmark = pytest.mark.usefixtures("cache")
 
 SMALL = ["--steps", "6", "--batch-size", "4", "--seq-len", "33", "--vocab-size", "300"]
-SMALL += ["--hidden-size", "32", "--heads", "2", "--layers", "3"]
+SMALL += ["--hidden-size", "32", "--heads", "2", "--layers", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_route_shows_layers_and_writes_json_and_a_picture(call, run, tmp_path):
     assert (tmp_path / "route.png").read_bytes().startswith(b"\x89PNG")
     routed = json.loads(call("route", run, "for x in y", "--json")[1])
     assert "".join(routed["tokens"]) == "for x in y"
-    assert routed["layers"][1]["operators"] == ["none", "attention"]
+    assert routed["layers"][3]["operators"] == ["none", "attention"]
 
 
 def test_tokens_writes_its_figures_and_a_picture(call, run, tmp_path):
@@ -117,7 +117,7 @@ def test_calibrate_sets_and_saves_thresholds(call, run, tmp_path):
     assert code == 0
     layers = json.loads(out)["layers"]
     after = ChiarForCausalLM.from_pretrained(run).state_dict()
-    assert [layer["layer"] for layer in layers] == [1, 2]
+    assert [layer["layer"] for layer in layers] == [3, 4]
     for layer in layers:
         name = f"model.layers.{layer['layer']}.mixer.router.thresholds"
         assert after[name].tolist() == pytest.approx([layer["low"], layer["high"]])
@@ -243,7 +243,7 @@ def test_a_recipe_with_sizes_of_its_own_keeps_them_unless_told(call, english, tm
         assert code == 0
         config = ChiarConfig.from_pretrained(tmp_path / name)
         sizes[name] = (config.hidden_size, config.num_hidden_layers)
-    assert sizes == {"v1_dct_attention": (256, 4), "v1_full_attention": (32, 4), "chiar": (128, 4)}
+    assert sizes == {"v1_dct_attention": (256, 4), "v1_full_attention": (32, 4), "chiar": (128, 5)}
 
 
 def test_any_field_of_the_configuration_may_be_given(call, english, tmp_path):

@@ -22,7 +22,7 @@ def shelf(runs):
 
 def test_a_text_is_read_by_each_run(shelf, runs):
     routed, full = (answers.read(shelf, str(run), TEXT, "operator", Change()) for run in runs)
-    assert routed.count("<h3>") == full.count("<h3>") == 4
+    assert (routed.count("<h3>"), full.count("<h3>")) == (5, 4)
     assert "none 100%" in routed
     assert "none 100%" not in full
     assert answers.read(shelf, NOBODY, TEXT, "operator", Change()) == ""
@@ -34,11 +34,11 @@ def test_a_change_tells_what_it_changed(shelf, runs):
     assert "attention 100%" in told
     assert "tokens sent elsewhere" in told
     assert "divergence" in told
-    forced = answers.read(shelf, str(runs[0]), TEXT, "operator", Change(layer=3, token=3, operator="attention"))
+    forced = answers.read(shelf, str(runs[0]), TEXT, "operator", Change(layer=4, token=3, operator="attention"))
     assert "after token 3; divergence" in forced
     for change, wrong in (
         (Change(layer=1, operator="attention"), "layer 1 sends tokens to none"),
-        (Change(layer=3, token=999, operator="none"), "there is no token 999"),
+        (Change(layer=4, token=999, operator="none"), "there is no token 999"),
         (Change(share=50.0, token=999), "there is no token 999"),
         (Change(layer=None, operator="attention"), "which layer?"),
     ):
@@ -53,7 +53,7 @@ def test_a_long_text_is_cut_with_a_notice_and_soon(shelf, runs):
         told = answers.read(shelf, str(runs[0]), long, "operator", Change())
         assert "Cut after" in told
         assert f"reads {MOST_TOKENS} tokens at most" in told
-        assert told.count("<bdi") <= 4 * MOST_TOKENS
+        assert told.count("<bdi") <= 5 * MOST_TOKENS
         assert time.monotonic() - start < 30
     html = answers.write(shelf, str(runs[0]), "word " * 40_000, 2, 0.0)
     assert "Cut after" in next(html)[0]
@@ -139,10 +139,10 @@ def test_collapse_is_marked(runs, tmp_path):
 
     lines = (runs[0] / "metrics.jsonl").read_text().splitlines()
     logs = [json.loads(line) for line in lines if "routing" in json.loads(line)]
-    logs[-1]["routing"]["2"] = {"none": 0.999, "attention": 0.001}
+    logs[-1]["routing"]["3"] = {"none": 0.999, "attention": 0.001}
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, logs)))
     labels = [line.get_label() for line in training_figures(tmp_path)["utilisation"].axes[0].lines]
-    assert labels == ["layer 3", "layer 3: collapsed, an operator starves", "layer 4"]
+    assert labels == ["layer 4", "layer 4: collapsed, an operator starves", "layer 5"]
     (tmp_path / "metrics.jsonl").write_text("[1]")
     with pytest.raises(ValueError, match="is damaged|holds no logs"):
         training_figures(tmp_path)

@@ -100,8 +100,8 @@ def choose(page, place, option):
 def test_a_text_is_coloured_and_tells_on_hover(page):
     read(page, "a zebra is a zebra")
     page.wait_for_function("document.querySelector('#first p.tokens').innerText.includes('zebra is a')")
-    assert len(heads(page)) == 4
-    row = page.locator("#first p[data-layer='3'] bdi")
+    assert len(heads(page)) == 5
+    row = page.locator("#first p[data-layer='4'] bdi")
     assert re.match(
         r"token 2: \w+\nentropy 0\.\d{4}\ngate 1\.000\nthreshold -?\d\.\d+\nloss", row.nth(1).get_attribute("title")
     )
@@ -118,8 +118,8 @@ def test_the_slider_moves_tokens(page):
     page.locator("#share input[type=range]").focus()
     page.keyboard.press("End")
     page.wait_for_function("document.querySelector('#first').innerText.includes('tokens sent elsewhere')")
-    page.wait_for_function("[...document.querySelectorAll('#first h3')][2].innerText.includes('attention 100%')")
-    assert heads(page)[2] != before[2]
+    page.wait_for_function("[...document.querySelectorAll('#first h3')][3].innerText.includes('attention 100%')")
+    assert heads(page)[3] != before[3]
     page.get_by_label("Share as calibrated").check()
     page.wait_for_function("!document.querySelector('#first').innerText.includes('tokens sent elsewhere')")
     assert heads(page) == before
@@ -127,7 +127,7 @@ def test_the_slider_moves_tokens(page):
 
 def test_a_forced_token_changes_what_is_expected_next_and_the_curve_is_drawn(page):
     intervene(page)
-    page.fill("#layer input", "3")
+    page.fill("#layer input", "4")
     page.fill("#token input", "1")
     choose(page, "#operator", "attention")
     page.wait_for_function("document.querySelector('#first').innerText.includes('after token 1; divergence')")

@@ -21,7 +21,7 @@ from chiaroscuro.training import TrainingPlan, load_run, prepare, train
 pytestmark = pytest.mark.usefixtures("cache")
 
 OPTIONS = "--steps 8 --batch-size 4 --seq-len 33 --vocab-size 300 --save-every 4 "
-OPTIONS += "--hidden-size 32 --layers 3 --heads 2"
+OPTIONS += "--hidden-size 32 --layers 5 --heads 2"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -78,7 +78,7 @@ def test_two_processes_train_a_model_that_explores(english, tmp_path):
     assert two[0] == pytest.approx(one[0], abs=0.01)
     assert two[-1] == pytest.approx(one[-1], abs=0.05)
     assert two[-1] < two[0]
-    for layer in ("1", "2"):
+    for layer in ("3", "4"):
         assert 0.25 < last(folders[2], "routing")[layer]["attention"] < 0.75
 
 
