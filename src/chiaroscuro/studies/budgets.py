@@ -109,7 +109,7 @@ BUDGETS = Study(
     plan=_PLAN,
     arms=(
         _TWIN,
-        _arm(f"{LAYERS}, 75 %", "nnaaa", (LAYERS,)),  # likewise
+        _arm(f"{LAYERS}, 75 %", "nnaaa", (LAYERS,)),  # a twelfth larger, as the last layer alone
         _UPPER,
         _LAST_LAYER,
         _WITHOUT,
