@@ -7,7 +7,7 @@ import torch
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM
 from chiaroscuro.flops import planned_flops
-from chiaroscuro.studies.budgets import BUDGETS, DEEP_TWIN, DEEPER, HALF, QUARTER, RECALL, ROUTERS, TWIN
+from chiaroscuro.studies.budgets import BUDGETS, DEEP_TWIN, DEEPER, HALF, QUARTER, RECALL, ROUTERS, TWIN, UPPER
 from chiaroscuro.studies.figures import _budgets
 
 RUNS = [run for study in (HALF, DEEPER, BUDGETS, RECALL) for run in {run.arm: run for run in study.search()}.values()]
@@ -81,10 +81,11 @@ def test_arms_have_as_many_parameters_as_full_attention(study):
         }
     full = counts.pop(TWIN)
     # One layer or three that attend cannot be made up for by whole layers; and the paper's plan is taken as it is.
-    others = {"whole layers, 75 %": 1.07, "whole layers, 25 %": 1.07}
-    others |= {"with the DCT, entropy in the middle layers, 50 %": 0.93}
+    others = {"whole layers, 75 %": 1.069, "whole layers, 25 %": 1.069}
+    others |= {"with the DCT, entropy in the middle layers, 50 %": 0.932}
     for arm, count in counts.items():
-        assert count / full == pytest.approx(others.get(arm, 1.0), abs=0.01), arm
+        nearly = 1e-3 if arm in (UPPER, QUARTER) else 2e-3  # a convolution, narrower networks in whole numbers
+        assert count / full == pytest.approx(others.get(arm, 1.0), abs=nearly), arm
 
 
 @pytest.mark.parametrize("study", [HALF, DEEPER], ids=lambda study: study.name)

@@ -7,6 +7,7 @@ that attend: so three of nothing and two more are as large as four of attention.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from chiaroscuro.studies.ablation import PLAN, SEEDS
 from chiaroscuro.studies.study import Arm, Study
@@ -15,7 +16,7 @@ from chiaroscuro.training import TrainingPlan
 ROUTERS = {"benefit": "benefit", "entropy": "threshold", "random": "random", "interleaved": "interleaved"}
 LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
-UPPER = f"{LAYERS}, 50 %"
+UPPER = f"{LAYERS}, 50 %"  # the upper two of five, for half of the attention of four
 QUARTER = "benefit, 25 %"  # the recipe `chiar`
 ROUTED_KEYS = "routed keys, benefit, 12.5 %"
 TWIN = "full attention"
@@ -34,11 +35,13 @@ _OPERATORS = {
 _SHORT_CONVOLUTION = {"short_convolution": 4}  # it is nothing that is routed, so that every arm has it
 
 
-def _arm(name: str, layers: str, curves: tuple[str, ...] = (), router: str = "benefit", share: float = 0.5) -> Arm:
-    """An arm whose routed layers give attention to `share` of the tokens."""
+def _arm(
+    name: str, layers: str, curves: tuple[str, ...] = (), router: str = "benefit", share: float = 0.5, **more: Any
+) -> Arm:
+    """An arm whose routed layers give attention to `share` of the tokens. more: further fields of the configuration."""
     routed = {"router": router, "routed_share": share} if set(layers) & {"r", "s"} else {}
     operators = [_OPERATORS[letter] for letter in layers]
-    fields = {"num_hidden_layers": len(layers), "layer_operators": operators} | routed | _SHORT_CONVOLUTION
+    fields = {"num_hidden_layers": len(layers), "layer_operators": operators} | routed | _SHORT_CONVOLUTION | more
     return Arm(name, "full_attention", fields, curves=curves)
 
 
@@ -64,12 +67,12 @@ def _without_convolution(arm: Arm) -> Arm:
 
 _TWIN = _arm(TWIN, "aaaa", _EVERY_CURVE)
 # As large as with four, by narrower networks: what does a layer more do by itself?
-_DEEP_TWIN = replace(_arm(DEEP_TWIN, "aaaaa"), fields=_arm(DEEP_TWIN, "aaaaa").fields | {"intermediate_size": 538})
+_DEEP_TWIN = _arm(DEEP_TWIN, "aaaaa", intermediate_size=538)
 _UPPER = _arm(UPPER, "nnnaa", _EVERY_CURVE)
 _LAST_LAYER = _arm(f"{LAYERS}, 25 %", "nnnnna", (LAYERS,))  # rather a twelfth larger than others than smaller
 _WITHOUT = _arm("no attention", "nnnnnn", _EVERY_CURVE)
 _BY_BENEFIT = _arm(QUARTER, "nnnrr")
-_BY_ROUTED_KEYS = replace(_BY_BENEFIT, name=ROUTED_KEYS, fields=_BY_BENEFIT.fields | {"attention_keys": "routed"})
+_BY_ROUTED_KEYS = _arm(ROUTED_KEYS, "nnnrr", attention_keys="routed")
 
 # `half` and `budgets` have three arms in common, whose runs are the same and need be made but once.
 _PLAN = replace(PLAN, test_on={"wikitext": "articles:wikitext-2", "wikitext_tokenized": "wikitext-2"})
