@@ -1,6 +1,7 @@
 """The studies of budgets: their arms spend what they say, and their figures show what they reach."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,8 +105,9 @@ def test_the_budgets_of_text_are_those_asked_for():
         assert budgets == {0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0}
 
 
-def test_arms_that_two_studies_share_have_the_same_runs():
-    runs = {run.name: run for run in HALF.search()}
-    shared = [run for run in BUDGETS.search() if run.name in runs]
-    assert len(shared) == 3 * len(BUDGETS.learning_rates)
-    assert all(run == runs[run.name] for run in shared)
+def test_what_half_finds_budgets_tries_again_in_mixed_precision():
+    arms = {arm.name: arm for arm in HALF.arms}
+    shared = [arm for arm in BUDGETS.arms if arm.name in arms]
+    assert {arm.name for arm in shared} == {TWIN, UPPER, QUARTER}
+    assert all((arm.recipe, arm.fields) == (arms[arm.name].recipe, arms[arm.name].fields) for arm in shared)
+    assert replace(BUDGETS.plan, bf16=False, test_on=HALF.plan.test_on) == HALF.plan
