@@ -40,6 +40,7 @@ def write(tmp_path):
                         "loss": value + 1,
                         "perplexity": 2.718281828 ** (value + 1),
                         "flops": {"attention_ratio": 0.4},
+                        "routing": (routing or {}).get(run.arm, ROUTED),
                     }
                     for text in run.plan.test_on
                 },

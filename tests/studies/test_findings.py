@@ -111,6 +111,13 @@ def test_a_quarter_is_as_good_where_it_is_so_on_both_texts(name, title, write, t
         assert verdict(report(*place), title) == expected
 
 
+def test_what_attends_of_a_text_is_told_beside_what_is_asked_for(write, tmp_path):
+    routed = {"3": {"none": 0.4, "attention": 0.6}, "4": {"none": 0.5, "attention": 0.5}}
+    write(STUDIES["half"], routing={"benefit, 25 %": routed})
+    page = report([STUDIES["half"]], tmp_path / "results", tmp_path / "results.md")
+    assert "attend in those two layers 55.0 % (test), 55.0 % (wikitext), 55.0 % (wikitext_tokenized)." in page
+
+
 def test_a_convolution_is_held_against_none_in_both_models(write, tmp_path):
     title, study = "Ours: a short convolution in every layer", STUDIES["budgets"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
@@ -129,6 +136,8 @@ def test_a_router_is_held_against_random_tokens_over_three_budgets(write, tmp_pa
     better = {"benefit, 25 %": 3.9, "benefit, 37.5 %": 3.9}
     write(study, better | {"random, explored, 25 %": 3.9})
     assert verdict(report(*place), title) == f"{HOLDS}; {OPEN} where random tokens are explored too"
+    write(study, better | {"random, explored, 12.5 %": 3.8})
+    assert verdict(report(*place), title) == f"{HOLDS}; {FAILS} where random tokens are explored too"
     write(study, better | {"hash of the token, 25 %": 3.8})
     assert verdict(report(*place), title) == f"{HOLDS}; {FAILS} against a hash of the token"
 

@@ -21,7 +21,7 @@ QUARTER = "benefit, 25 %"  # the recipe `chiar`
 ROUTED_KEYS = "routed keys, benefit, 12.5 %"
 TWIN = "full attention"
 DEEP_TWIN = f"five layers, {TWIN}"
-EXPLORED = "random, explored, 25 %"
+EXPLORED = "random, explored"
 HASHED = "hash of the token, 25 %"
 NO_CONVOLUTION = "no convolution, "
 _EVERY_CURVE = (*ROUTERS, LAYERS)
@@ -84,13 +84,16 @@ HALF = Study(
     name="half",
     question="Half of the attention, or a quarter: does what is left out cost anything?",
     plan=replace(PLAN, test_on=_WIKITEXT | {"wikitext_tokenized": "wikitext-2"}),
-    arms=(
-        _TWIN,
-        _BY_BENEFIT,
-        _UPPER,
-        _DEEP_TWIN,
-        _BY_ROUTED_KEYS,
-        *(_post_norm(arm, _POST_NORM_RATES) for arm in (_TWIN, _UPPER)),
+    arms=tuple(
+        replace(arm, curves=())  # they are drawn for `budgets`, which has all their points
+        for arm in (
+            _TWIN,
+            _BY_BENEFIT,
+            _UPPER,
+            _DEEP_TWIN,
+            _BY_ROUTED_KEYS,
+            *(_post_norm(arm, _POST_NORM_RATES) for arm in (_TWIN, _UPPER)),
+        )
     ),
     learning_rates=_RATES,
     seeds=tuple(range(6)),
@@ -120,7 +123,8 @@ BUDGETS = Study(
         *_routed("37.5 %", "nnnrr", 0.75),
         *_routed("25 %", "nnnrr", 0.5),
         *_routed("12.5 %", "nnnrr", 0.25),
-        _arm(EXPLORED, "nnnrr", router="random_explored"),
+        _arm(f"{EXPLORED}, 25 %", "nnnrr", router="random_explored"),
+        _arm(f"{EXPLORED}, 12.5 %", "nnnrr", router="random_explored", share=0.25),
         _arm(HASHED, "nnnrr", router="hash"),
         _arm("with the DCT, benefit, 25 %", "dddss"),
         _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
@@ -151,7 +155,7 @@ RECALL = Study(
         _LAST_LAYER,
         _WITHOUT,
         *_routed("25 %", "nnnrr", 0.5),
-        *_routed("6.25 %", "nnnrr", 0.125),  # in each of two layers as many tokens as there are questions
+        *_routed("12.5 %", "nnnrr", 0.25),  # in each of two layers twice as many tokens as there are questions
         *(_post_norm(arm) for arm in (_TWIN, _UPPER, _LAST_LAYER)),
     ),
     learning_rates=(1e-3, 2e-3, 4e-3),

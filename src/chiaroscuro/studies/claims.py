@@ -172,7 +172,7 @@ CLAIMS = (
         "Ours: a router that is fitted to what attention gains",
         "The same attention is worth more at the tokens that the router `benefit` picks than at random ones.",
         "The same layers with the same share of the tokens routed to attention, by four routers, at three budgets; at "
-        "one of them also random tokens of a model that explores as `benefit` does, and a hash of the token.",
+        "the lower two also random tokens of a model that explores as `benefit` does, at one a hash of the token.",
         ("budgets",),
         own.who_gets_it,
         "Layers whose benefit no linear score of the token tells.",
