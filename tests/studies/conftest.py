@@ -50,6 +50,7 @@ def write(tmp_path):
                     "executed_ratio": 0.81,
                 },
                 "plan": asdict(run.plan),
+                "curve": [{"step": 1, "loss": value}],
                 "versions": {"commit": "abc", "machine": "a machine"},
             }
             (folder / "runs" / f"{run.name}.json").write_text(json.dumps(result))

@@ -46,6 +46,7 @@ def origin_of(task: Task) -> Origin:
 def claim(results: Path, origin: Origin) -> None:
     """Note in the folder `results` by what they are made, and by which commit. Raises ValueError when those that are
     there were made by something else."""
+    (results / "runs").mkdir(parents=True, exist_ok=True)
     path = results / "study.json"
     if path.exists():
         known = read_json(path)
@@ -56,6 +57,5 @@ def claim(results: Path, origin: Origin) -> None:
                 f"{known.get('commit', 'unknown')}: move it away, or give another --results"
             )
         return
-    (results / "runs").mkdir(parents=True, exist_ok=True)
     made = versions()
     write_json(path, asdict(origin) | {"commit": made["commit"], "command": made["command"]})

@@ -26,7 +26,7 @@ from chiaroscuro.training import TrainingPlan, prepare, write_json
 # What tables, figures and verdicts take of a result.
 OF_EVERY_RUN = (
     *("loss", "perplexity", "bits_per_byte", "accuracy", "validation", "routing"),
-    *("steps", "tokens_seen", "parameters", "flops", "data", "versions", "plan"),
+    *("steps", "tokens_seen", "parameters", "flops", "data", "versions", "plan", "curve"),
 )
 
 

@@ -35,8 +35,8 @@ def run(plan_file: Path, folder: Path, result_file: Path, code: str) -> None:
 
 
 def curve(metrics: Path) -> list[dict[str, Any]]:
-    """The logs of training."""
-    lines = map(json.loads, metrics.read_text().splitlines())
+    """The logs of training; none of a run that diverged before its first."""
+    lines = map(json.loads, metrics.read_text().splitlines() if metrics.exists() else [])
     return [{name: line[name] for name in CURVE if name in line} for line in lines if "loss" in line]
 
 
