@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 pinned = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+if sys.argv[1:] not in (["oldest"], ["newest"]):
+    sys.exit("either oldest or newest")
 print(f"torch=={os.environ.get('TORCH', pinned)}")
 if sys.argv[1] == "oldest":
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

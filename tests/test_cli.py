@@ -227,6 +227,13 @@ def test_bad_input_is_told_in_one_line(call, run, english, tmp_path, monkeypatch
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_reports_of_other_tasks_stand_side_by_side():
+    console = Console(file=StringIO(), width=80)
+    console.print(tables.runs({"mixed": {"tasks": {"imdb": 0.5}}, "alone": {"loss": 1.0}}))
+    (line,) = [line for line in console.file.getvalue().splitlines() if "accuracy, imdb" in line]
+    assert [cell.strip() for cell in line.split("│")] == ["", "accuracy, imdb", "50.00%", "", ""]
+
+
 def test_names_with_brackets_are_shown_as_they_are():
     console = Console(file=StringIO(), width=80)
     for table in (tables.findings([], "run[old]"), tables.runs({"q[/x]": {"loss": 1.0}}, "data[/b].txt")):
@@ -264,10 +271,7 @@ def test_a_recipe_of_the_paper_is_compared_with_the_baseline_of_the_paper(call, 
     assert list(json.loads(out)["runs"]) == ["v2", "v2_full_attention"]
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["train", "compare", "study", "report", "eval", "generate", "route", "tokens", "calibrate", "convert", "bench"],
-)
+@pytest.mark.parametrize("command", [each.name or each.callback.__name__ for each in cli.app.registered_commands])
 def test_help_ends_in_an_example_of_the_command(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0

@@ -41,7 +41,8 @@ def runs(reports: Mapping[str, Mapping[str, Any]], title: str | None = None) -> 
     table = Table("", *map(escape, reports), title=None if title is None else escape(title))
     flat = [dict(report) | report.get("flops", {}) for report in reports.values()]
     for task in sorted({task for report in flat for task in report.get("tasks") or ()}):
-        table.add_row(f"accuracy, {task}", *(f"{report['tasks'][task]:.2%}" for report in flat))
+        reached = [(report.get("tasks") or {}).get(task) for report in flat]
+        table.add_row(f"accuracy, {task}", *("" if each is None else f"{each:.2%}" for each in reached))
     for key, (label, form) in OF_A_RUN.items():
         if any(report.get(key) is not None for report in flat):
             table.add_row(label, *(form.format(report[key]) if report.get(key) is not None else "" for report in flat))

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens.
 import pytest
 import torch
 from tests.helpers import SMALL_RECIPES, VOCAB, ids, tiny_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from chiaroscuro import ChiarForCausalLM, calibrate
 from chiaroscuro.analysis import audit, subject
@@ -64,6 +64,22 @@ def test_a_model_of_transformers_is_held_to_what_it_can_be_held_to():
     found = verdicts(gpt2(), ids(3, 24))
     assert {check for check, holds in found.items() if holds} == {FUTURE, ROWS, CACHE, PADDING}
     assert False not in found.values()
+
+
+def test_a_model_without_a_cache_of_keys_is_held_to_the_rest():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    found = {finding.check: finding for finding in audit(MambaForCausalLM(MambaConfig(**sizes)), ids(3, 24))}
+    assert {check for check, finding in found.items() if finding.holds} >= {FUTURE, ROWS}
+    assert found[CACHE].holds is None
+
+
+def test_whatever_a_check_ends_in_it_has_failed():
+    model = gpt2()
+    model.get_input_embeddings = lambda: model.absent
+    found = {finding.check: finding for finding in audit(model, ids(3, 24))}
+    assert found[FUTURE].holds is False
+    assert found[FUTURE].detail.startswith("AttributeError")
 
 
 class OffByOne(GPT2LMHeadModel):

@@ -148,6 +148,26 @@ def test_the_command_reports_and_draws(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "op.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_sizes_of_a_targets_own_are_timed_on_the_given_device(monkeypatch):
+    timed = []
+    for part in ("op", "spectral", "layer", "body", "training_step", "decoding", "compiled"):
+        monkeypatch.setattr(sys.modules["chiaroscuro.bench.cases"], part, lambda sizes, *_: timed.append(sizes))
+    for target in bench.TARGETS:
+        before = len(timed)
+        assert list(bench.cases(target, device="cuda", dtype=torch.bfloat16)) == [None] * (len(timed) - before)
+        assert len(timed) > before
+    assert {(sizes.device, sizes.dtype) for sizes in timed} == {("cuda", torch.bfloat16)}
+
+
+def test_where_torch_cannot_compile_it_is_told_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "absent")))
+    torch._dynamo.reset()
+    for case in bench.cases("compile", SIZES):
+        with pytest.raises(ValueError, match=r"^torch cannot compile on this machine: InvalidCxxCompiler: .*$"):
+            measure(case, rounds=2)
+
+
 def test_an_unknown_target_is_answered_with_the_known_ones():
     with pytest.raises(
         ValueError, match="unknown target 'speed'; known targets: op, spectral, layer, model, train, decode"

@@ -57,16 +57,20 @@ def audit(
         for name in progress(list(CHECKS)):
             try:
                 holds, detail = CHECKS[name](model, input_ids_BT)
-            except (ValueError, RuntimeError, TypeError) as error:
+            except Exception as error:  # whatever the code of others may raise
                 holds, detail = False, f"{type(error).__name__}: {error}"
             found.append(Finding(name, holds, detail))
     return found
 
 
 def _outputs(model: nn.Module, **inputs: Any) -> Tensor:
+    return _of_tokens(model(**{"use_cache": False} | inputs))
+
+
+def _of_tokens(output: Any) -> Tensor:
     """Logits (B, T, V), or the hidden states of a body."""
-    output = model(**{"use_cache": False} | inputs)
-    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+    found: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
+    return found
 
 
 def _few(ids_BT: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def _embedded(model: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         out_BTV = _outputs(model, input_ids=ids_BT)
     (embeds_BTD,) = embedded
     mixture_V = torch.rand(out_BTV.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return embeds_BTD, out_BTV @ mixture_V.to(out_BTV.device)
+    return embeds_BTD, out_BTV.double() @ mixture_V.to(out_BTV.device)
 
 
 @torch.enable_grad()
@@ -147,10 +151,10 @@ def _cache_is_full(model: nn.Module, ids_BT: Tensor) -> Verdict:
     cache, found = None, []
     for piece in pieces:
         output = model(input_ids=piece, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        cache = getattr(output, "past_key_values", None)
         if cache is None:
-            return None, "the model keeps no cache"
-        found.append(output.logits if hasattr(output, "logits") else output.last_hidden_state)
+            return None, "the model keeps no cache of keys and values"
+        found.append(_of_tokens(output))
     apart = _apart(torch.cat(found, dim=1), _outputs(model, input_ids=ids_BT))
     return apart <= SAME, f"outputs in {len(pieces)} pieces are {apart:.1e} deviations apart"
 

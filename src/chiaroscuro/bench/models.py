@@ -128,7 +128,10 @@ def _planned(model: ChiarModel, x: Tensor, past: int = 0) -> Flops:
 
 
 def compiled(sizes: Sizes, keys: Keys) -> Case:
-    """The body given to torch.compile, beside itself without, and the same of full attention."""
+    """The body given to torch.compile, beside itself without, and the same of full attention. Its check raises
+    ValueError where torch cannot compile, which takes a compiler for C++."""
+    from torch._dynamo.exc import BackendCompilerFailed  # a second to import
+
     ours, full = _bodies("v2", sizes, keys)
     x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
     _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device)).by(HALF)
@@ -143,11 +146,18 @@ def compiled(sizes: Sizes, keys: Keys) -> Case:
         FULL: run(full),
         f"{FULL}, compiled": run(torch.compile(full)),
     }
+
+    def check() -> None:
+        try:
+            close(sides[OURS](), sides[EAGER]())
+        except BackendCompilerFailed as error:
+            raise ValueError(f"torch cannot compile on this machine: {str(error).splitlines()[0]}") from error
+
     return Case(
         f"torch.compile, {shown(sizes, keys)}",
         keys,
         sides,
-        lambda: close(sides[OURS](), sides[EAGER]()),
+        check,
         planned={
             OURS: forward_only(lambda: _planned(ours, x).total),
             FULL: forward_only(lambda: _planned(full, x).total),

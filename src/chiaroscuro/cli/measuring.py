@@ -74,7 +74,6 @@ def bench(
 ) -> None:
     """Time routed attention against full attention and the dense blend, side by side on this machine."""
     import torch
-    from matplotlib.backend_bases import FigureCanvasBase
 
     from chiaroscuro import bench
     from chiaroscuro.progress import tracked
@@ -82,14 +81,7 @@ def bench(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    if plot is not None and len(lengths or ()) < 2:
-        raise ValueError("--plot needs --length, more than once")
-    for path in (plot, out):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"no folder {path.parent} to write {path.name} into")
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if plot is not None and plot.suffix.removeprefix(".").lower() not in ("", *kinds):
-        raise ValueError(f"--plot writes {', '.join(kinds)}, not {plot.name}")
+    _check_files(plot, out, lengths or [])
     if not lengths and given(context) & {"batch_size", "hidden_size", "layers", "heads"}:
         raise ValueError("sizes go with --length; without it those of the target are timed")
     if target in ("op", "spectral", "layer") and "layers" in given(context):
@@ -99,7 +91,8 @@ def bench(
     }
     measured = {
         length: [
-            bench.measure(case, rounds, seconds) for case in tracked(bench.cases(target, sizes), f"timing {target}")
+            bench.measure(case, rounds, seconds)
+            for case in tracked(bench.cases(target, sizes, device, dtype), f"timing {target}")
         ]
         for length, sizes in (wanted or {0: None}).items()
     }
@@ -117,3 +110,17 @@ def bench(
         return
     for each in (each for group in measured.values() for each in group):
         console.print(tables.times(each))
+
+
+def _check_files(plot: Path | None, out: Path | None, lengths: list[int]) -> None:
+    """Raises ValueError, before anything is timed, for files that could not be written afterwards."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if plot is not None and len(lengths) < 2:
+        raise ValueError("--plot needs --length, more than once")
+    for path in (plot, out):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"no folder {path.parent} to write {path.name} into")
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if plot is not None and plot.suffix.removeprefix(".").lower() not in ("", *kinds):
+        raise ValueError(f"--plot writes {', '.join(kinds)}, not {plot.name}")
