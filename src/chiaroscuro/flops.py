@@ -20,6 +20,8 @@ from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequence
 from chiaroscuro.ops.attention_cpu import computed_pairs
 from chiaroscuro.routing.evaluating import evaluating
 
+TOGETHER = 8  # sequences, of a batch that is measured, for all of which outputs may not fit into memory
+
 
 def executed_flops(run: Callable[[], Any]) -> float:
     """FLOPs of every kernel that `run()` calls, backward passes included if it makes any."""
@@ -46,17 +48,18 @@ def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input
     """What `model` spends on `input_ids`, divided by what the same-size full attention spends.
 
     attention_ratio and total_ratio are planned from where the tokens of `input_ids` go, executed_ratio is counted while
-    both run; training_ratio is the same of a forward pass in training, where a router may explore.
+    both run; training_ratio is the same of a forward pass in training, where a router may explore. The sequences are
+    run a few at a time.
     """
     twin_config: ChiarConfig = model.config.twin()
     with torch.device(input_ids.device):
         twin = type(model)(twin_config)
-    with evaluating(model):
-        routing = model(input_ids, use_cache=False, output_routing=True).routing
-    batch_size, seq_len = input_ids.shape
-    planned, full = model.flops(batch_size, seq_len, routing), twin.flops(batch_size, seq_len)
+    parts = input_ids.split(TOGETHER)
+    planned = sum((_planned(model, part) for part in parts), start=Flops())
+    full = twin.flops(*input_ids.shape)
     executed, trained = (
-        executed_forward_flops(model, input_ids, training) / executed_forward_flops(twin, input_ids, training)
+        sum(executed_forward_flops(model, part, training) for part in parts)
+        / sum(executed_forward_flops(twin, part, training) for part in parts)
         for training in (False, True)
     )
     return {
@@ -65,6 +68,14 @@ def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input
         "executed_ratio": executed,
         "training_ratio": trained,
     }
+
+
+def _planned(model: Any, input_ids: torch.Tensor) -> Flops:
+    """By where the tokens go."""
+    with evaluating(model):
+        routing = model(input_ids, use_cache=False, output_routing=True).routing
+    planned: Flops = model.flops(*input_ids.shape, routing)
+    return planned
 
 
 def _fft_formulas() -> dict[Any, Callable[..., float]]:

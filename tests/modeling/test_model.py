@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification, ChiarModel, calibrate
+from chiaroscuro.mixers import NO_CONTEXT
 from chiaroscuro.routing import utilisation, utilisation_entropy
 
 every_recipe = pytest.mark.parametrize("recipe", SMALL_RECIPES)
@@ -205,6 +206,19 @@ def test_a_trace_per_layer_with_a_choice():
         assert trace.gates.shape == (2, 5, 2)
         assert torch.equal(trace.gates.argmax(-1), trace.choice)
     assert tiny_model()(ids(2, 5)).routing is None
+
+
+def test_a_layer_that_mixes_nothing_norms_and_runs_nothing_for_it():
+    model = tiny_model("chiar")
+    layer = model.model.layers[0]
+    assert model.config.layer_operators[0] == ["none"]
+    assert not list(layer.mixer_norm.parameters())
+    layer.mixer.forward = None  # so that calling it fails
+    seen = {}
+    layer.register_forward_hook(lambda _, args, out: seen.update(before=args[0], after=out[0]))
+    model(ids(2, 20))
+    mixed = layer.short_convolution(seen["before"], NO_CONTEXT)
+    torch.testing.assert_close(seen["after"], mixed + layer.feed_forwards[0](layer.feed_forward_norm(mixed)))
 
 
 def test_padding_has_no_gates():

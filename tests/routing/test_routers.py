@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.helpers import ids, tiny_model
 
 from chiaroscuro.mixers import Context, IdentityMixer, NothingMixer
 from chiaroscuro.ops import noise_entropy
@@ -125,6 +126,7 @@ def test_random_choices_are_even_repeatable_and_differ_by_token_position_and_lay
 
 
 def test_the_hash_sends_a_token_the_same_way_wherever_it_stands_and_another_way_in_another_layer():
+    torch.manual_seed(0)
     tokens = torch.arange(5000).repeat(2, 2)
     x = torch.zeros(2, 10_000, 8)
     for share in (0.0, 0.125, 0.5, 1.0):
@@ -137,6 +139,21 @@ def test_the_hash_sends_a_token_the_same_way_wherever_it_stands_and_another_way_
     assert torch.bincount(three.flatten()).tolist() == pytest.approx([20_000 / 3] * 3, rel=0.05)
     with pytest.raises(ValueError, match="router 'hash' goes by the ids of tokens: give input_ids"):
         router_class("hash")(8, 2)(x, None)
+
+
+def test_every_model_hashes_in_its_own_way_and_keeps_it(tmp_path):
+    tokens = Context(ids_BT=torch.arange(5000)[None])
+    x = torch.zeros(1, 5000, 8)
+    torch.manual_seed(0)
+    first, other = (router_class("hash")(8, 2, 0, 0.5)(x, None, tokens)[..., 1] for _ in range(2))
+    torch.manual_seed(0)
+    again = router_class("hash")(8, 2, 0, 0.5)(x, None, tokens)[..., 1]
+    assert torch.equal(first, again)
+    assert float((first * other).mean()) == pytest.approx(0.25, abs=0.02)
+    model = tiny_model("chiar", router="hash")
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids(2, 40)).logits, model(ids(2, 40)).logits)
 
 
 @pytest.mark.parametrize("name", ["random", "interleaved"])

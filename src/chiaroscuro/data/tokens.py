@@ -117,6 +117,11 @@ class Windows(Dataset[dict[str, Tensor]], ABC):
         """The tokens of the sequences at `indices`, as far as there are so many, (B, T)."""
         return torch.stack([self[index]["input_ids"] for index in indices if index < len(self)])
 
+    def spread(self, count: int) -> Tensor:
+        """The tokens of `count` sequences at even distances, or of all, (B, T)."""
+        count = min(count, len(self))
+        return torch.stack([self[index * len(self) // count]["input_ids"] for index in range(count)])
+
 
 class TokenWindows(Windows):
     """Windows of T tokens, each beginning with the last token of the one before, so that every token but the first of

@@ -100,6 +100,7 @@ class ChiarLayer(GradientCheckpointingLayer):
         operators = config.layer_operators[index]
         self.index = index
         self.pre_norm = config.norm_placement == "pre"
+        self.idle = self.pre_norm and list(operators) == ["none"]  # nothing is mixed, and nothing need be normed for it
         self.routed_keys = config.attention_keys == "routed"
         width = config.short_convolution
         self.short_convolution = ShortConvolution(config.hidden_size, width) if width else None
@@ -112,7 +113,7 @@ class ChiarLayer(GradientCheckpointingLayer):
             config.dispatch,  # type: ignore[arg-type]
             config.entropy_dc_weight,
         )
-        self.mixer_norm = _norm(config) if self.pre_norm else nn.Identity()
+        self.mixer_norm = _norm(config) if self.pre_norm and not self.idle else nn.Identity()
         networks = len(operators) if config.feed_forward == "per_operator" else 1
         self.feed_forwards = nn.ModuleList(FeedForward.from_config(config) for _ in range(networks))
         self.feed_forward_norm = _norm(config)
@@ -128,10 +129,12 @@ class ChiarLayer(GradientCheckpointingLayer):
         if self.short_convolution is not None:
             state = None if states is None else states["short_convolution"]
             hidden_BTD = self.short_convolution(hidden_BTD, replace(context, state=state))
-        seen_BTD = self.mixer_norm(hidden_BTD)
-        mixed, routing = self.mixer(seen_BTD, context, states=states)
+        seen_BTD, routing = self.mixer_norm(hidden_BTD), None
+        if not self.idle:
+            mixed, routing = self.mixer(seen_BTD, context, states=states)
         if self.pre_norm:
-            hidden_BTD = hidden_BTD + self.dropout(mixed)
+            if not self.idle:
+                hidden_BTD = hidden_BTD + self.dropout(mixed)
             hidden_BTD = hidden_BTD + self.dropout(self._feed_forward(self.feed_forward_norm(hidden_BTD), routing))
         else:
             if routing is not None and context.valid_BT is not None:

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D model channels, O operators.
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+from transformers import initialization as init
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
 from chiaroscuro.ops.accelerator import most_precise
@@ -48,19 +49,26 @@ class RandomExploredRouter(RandomRouter):
 class HashRouter(ThresholdRouter):
     """A hash of the token's id and the layer against the thresholds (S. Roller et al., "Hash Layers for Large Sparse
     Models", 2021): the control that knows nothing of a token but which one it is, and sends it the same way wherever it
-    stands. Raises ValueError where ids are not known."""
+    stands. Which way is drawn when a model is made. Raises ValueError where ids are not known."""
 
     reads_entropy = False
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):
         super().__init__(hidden_size, num_operators, layer, share)
         self.start = self.quantiles  # of hashes, which are spread evenly over [0, 1)
+        self.salt: Tensor
+        self.register_buffer("salt", torch.empty((), dtype=torch.int64))
         self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "salt"):  # it is called before there is one, too
+            init.copy_(self.salt, torch.randint(2**31, (), device="cpu"))
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         if context.ids_BT is None:
             raise ValueError("router 'hash' goes by the ids of tokens: give input_ids")
-        return (_mix_bits(_of_ids(context.ids_BT) + _of_layer(self.layer)) & 0xFFFFFF).float() / 2**24
+        return (_mix_bits(_of_ids(context.ids_BT) + _of_layer(self.layer) + self.salt) & 0xFFFFFF).float() / 2**24
 
 
 class InterleavedRouter(BudgetRouter):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
@@ -38,6 +37,8 @@ from chiaroscuro.training.ranks import on_first, ranks
 from chiaroscuro.training.stop import StopAtSignal, ignore_sigterm
 from chiaroscuro.training.task import Task
 from chiaroscuro.training.trainer import Bar, MetricsFile, RoutingTrainer, ThresholdRefresh
+
+FLOPS_TOKENS = 8192  # that ratios of FLOPs are measured on
 
 
 class Stopped(ValueError):
@@ -175,7 +176,7 @@ def _measured(plan: TrainingPlan, model: Any, task: Task) -> dict[str, Any]:
         "tasks": test.tasks,
         "validation": asdict(validation),
         "test_on": {name: _on_further_text(model, task, name) for name in plan.test_on},
-        "flops": flops_ratios(model, _sample(model, task, "test")),
+        "flops": _spent(model, task, "test"),
         "routing": test.routing,
         "plan": asdict(plan),
         "versions": versions(),
@@ -185,12 +186,12 @@ def _measured(plan: TrainingPlan, model: Any, task: Task) -> dict[str, Any]:
 def _on_further_text(model: Any, task: Task, name: str) -> dict[str, Any]:
     """How well the model does on one of the plan's further texts, and what it spends there."""
     evaluation = task.measure(model, name, show_progress=True)
-    return asdict(evaluation) | {"flops": flops_ratios(model, _sample(model, task, name))}
+    return asdict(evaluation) | {"flops": _spent(model, task, name)}
 
 
-def _sample(model: Any, task: Task, split: str) -> Tensor:
-    """Some windows, (B, T), to count FLOPs on."""
-    return task.windows[split].batch(range(8)).to(model.device)
+def _spent(model: Any, task: Task, split: str) -> dict[str, float]:
+    """The ratios of FLOPs on windows of a split, or of a further text."""
+    return flops_ratios(model, task.sample(split, FLOPS_TOKENS).to(model.device))
 
 
 def _begin(plan: TrainingPlan, out: Path) -> None:

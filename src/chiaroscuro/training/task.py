@@ -84,8 +84,12 @@ class Task(ABC, Generic[W]):
 
     def calibration_text(self, tokens: int = 4096) -> Tensor:
         """Windows of the validation text, (B, T), that have so many tokens, or all of it."""
-        windows = self.windows["validation"]
-        return windows.batch(range(-(-tokens // windows.length)))
+        return self.sample("validation", tokens)
+
+    def sample(self, split: str, tokens: int) -> Tensor:
+        """Windows of a split, or of a further text, (B, T), spread evenly over it, that have so many tokens, or all."""
+        windows = self.windows[split]
+        return windows.spread(-(-tokens // windows.length))
 
 
 def text_windows(plan: TrainingPlan, tokens: dict[str, np.ndarray]) -> dict[str, TokenWindows]:
