@@ -3,14 +3,13 @@
 import re
 import shutil
 import threading
-from urllib.error import HTTPError
+import time
+from itertools import count
 from urllib.parse import urlparse
-from urllib.request import urlopen
 
 import pytest
-from gradio_client import Client
 
-from chiaroscuro.app import CSS, THEME, Shelf, build
+from chiaroscuro.app import answers
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make test-page installs it")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,24 +31,6 @@ new MutationObserver(() => {
   if (length && length !== window.lengths.at(-1)) window.lengths.push(length)
 }).observe(document.body, { childList: true, subtree: true })
 """
-
-
-@pytest.fixture(scope="module")
-def broken(runs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("broken") / "run"
-    shutil.copytree(runs[0], folder)
-    (folder / "config.json").write_text("{")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(runs, broken):
-    page = build(Shelf([*runs, broken]), "A note about these runs.")
-    _, url, _ = page.launch(
-        prevent_thread_lock=True, server_name="127.0.0.1", theme=THEME, css=CSS, ssr_mode=False, quiet=True
-    )
-    yield url
-    page.close()
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +131,26 @@ def test_a_text_is_written_token_by_token_beside_the_twin(page, runs):
     assert page.locator("#written-beside p[data-layer='2'] bdi").count() > 5
 
 
+def test_stop_ends_the_writing(page, monkeypatch):
+    ended = threading.Event()
+
+    def write(*asked):
+        try:
+            for length in count(1):
+                yield f"<p>{length} tokens</p>", ""
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(answers, "write", write)
+    page.get_by_role("tab", name="Write").click()
+    page.click("#write")
+    page.wait_for_function("/[2-9] tokens/.test(document.querySelector('#written').innerText)")
+    assert not ended.is_set()
+    page.click("#stop")
+    assert ended.wait(60)
+
+
 def test_the_figures_of_training_are_shown(page):
     page.get_by_role("tab", name="Training").click()
     page.click("#figures")
@@ -191,30 +192,3 @@ def test_narrow_screens_and_keys(browser, address):
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#first p.tokens').innerText.includes('by keys')")
     page.close()
-
-
-def test_no_other_file_is_read(address, runs):
-    for path in ("/etc/passwd", str(runs[0] / "results.json"), "../../etc/passwd"):
-        for place in (f"gradio_api/file={path}", f"file={path}", f"static/{path}"):
-            with pytest.raises(HTTPError) as refused:
-                urlopen(address + place)
-            assert refused.value.code in (403, 404)
-
-
-def test_ten_visitors_get_their_own_texts(address, runs):
-    answers = {}
-
-    def visit(number):
-        client = Client(address, verbose=False)
-        settings = (str(runs[0]), "nobody", f"visitor {number} " * 5, "operator", True, 50, 1, 0, "as routed")
-        answers[number] = client.predict(*settings, api_name="/look")[0]
-
-    visitors = [threading.Thread(target=visit, args=(number,)) for number in range(10)]
-    for each in visitors:
-        each.start()
-    for each in visitors:
-        each.join(60)
-    for number in range(10):
-        shown = re.sub(r"<[^>]+>", "", answers[number])
-        assert f"visitor {number} visitor {number}" in shown
-        assert not any(f"visitor {other} " in shown for other in range(10) if other != number)

@@ -135,7 +135,7 @@ def serve(
         print("No run given and none found: training a small one, about a minute.")
         plan = TrainingPlan()
         train(plan, prepare(plan), folders[0])
-    print(f"{note} The page: http://{host}:{port} (Ctrl-C ends it)".strip(), flush=True)
-    room.build(room.Shelf(folders), note).launch(
-        server_name=host, server_port=port, theme=room.THEME, css=room.CSS, ssr_mode=False, show_error=True, quiet=True
-    )
+    page = room.build(room.Shelf(folders), note)
+    address = room.serve(page, host, port)
+    print(f"{note} The page: {address} (Ctrl-C ends it)".strip(), flush=True)
+    page.block_thread()
