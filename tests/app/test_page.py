@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 
 import pytest
 
+from chiaroscuro.analysis.render import contrast
 from chiaroscuro.app import answers
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make test-page installs it")
@@ -30,6 +31,18 @@ new MutationObserver(() => {
   const length = document.querySelectorAll("#written p[data-layer='2'] bdi").length
   if (length && length !== window.lengths.at(-1)) window.lengths.push(length)
 }).observe(document.body, { childList: true, subtree: true })
+"""
+
+
+# Of everything in the rows that has text of its own: what it is, its colour, and the colour that it stands on.
+INKS = """
+[...document.querySelectorAll("#first *:not(style)")]
+  .filter(each => [...each.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim()))
+  .map(each => {
+    let ground = each
+    while (getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement
+    return [each.tagName, getComputedStyle(each).color, getComputedStyle(ground).backgroundColor]
+  })
 """
 
 
@@ -59,6 +72,11 @@ def page(browser, address):
 
 def heads(page, place="#first"):
     return page.locator(f"{place} h3").all_inner_texts()
+
+
+def hexadecimal(colour):
+    """A colour as a browser names it, such as rgb(0, 0, 0), as #000000."""
+    return "#" + "".join(f"{int(channel):02x}" for channel in re.findall(r"\d+", colour)[:3])
 
 
 def read(page, text):
@@ -91,6 +109,18 @@ def test_a_text_is_coloured_and_tells_on_hover(page):
     page.get_by_label("entropy").check()
     page.wait_for_function("document.querySelector('#first .key').innerText.includes('lowest entropy')")
     assert "saved" in page.locator("#first table").inner_text()
+
+
+def test_in_the_dark_all_is_read_as_well(browser, address):
+    page = browser.new_page(color_scheme="dark")
+    page.goto(address + "?__theme=dark")
+    page.wait_for_selector("#first bdi")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    pairs = page.evaluate(INKS)
+    assert len(pairs) > 20
+    for tag, ink, ground in pairs:
+        assert contrast(hexadecimal(ink), hexadecimal(ground)) >= 4.5, (tag, ink, ground)
+    page.close()
 
 
 def test_the_slider_moves_tokens(page):

@@ -17,8 +17,8 @@ COLOURINGS: tuple[Colouring, ...] = get_args(Colouring)
 BLANK = "#ffffff"  # of what has no value to be coloured by
 LIGHTEST, DARKEST = (0xF3, 0xE9, 0xD2), (0x1F, 0x2A, 0x44)
 STYLE = """
-.route { font-family: system-ui, sans-serif; line-height: 1.35; color: #1a1a1a; background: #fff; }
-.route h3 { font-size: 0.9rem; margin: 0.9em 0 0.2em; color: inherit; }
+.route { font-family: system-ui, sans-serif; line-height: 1.35; color: #1a1a1a; background: #fff; padding: 0.5em; }
+.route h3 { font-size: 0.9rem; font-weight: 600; margin: 0.9em 0 0.2em; color: inherit; }
 .route .tokens { font-family: ui-monospace, monospace; font-size: 0.85rem; line-height: 1.75; margin: 0;
   overflow-wrap: anywhere; white-space: pre-wrap; }
 .route bdi { padding: 0.1em 0; border-bottom: 1px solid #999; }
