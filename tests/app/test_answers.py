@@ -1,6 +1,7 @@
 """What the page answers, without the page."""
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -203,6 +204,18 @@ def test_a_classifier_does_not_write(shelf, runs, monkeypatch):
         answers.curve(shelf, str(runs[0]), TEXT)
 
 
-def test_the_last_run_is_found_with_those_beside_it(runs, tmp_path):
+def test_the_last_run_is_found_with_the_one_it_was_compared_with(runs, tmp_path):
     assert set(last_runs(runs[0].parent.parent)) == set(runs)
     assert last_runs(tmp_path) == []
+
+
+def test_only_run_folders_are_found_and_the_last_of_a_study_alone(runs, tmp_path):
+    arms = [tmp_path / "runs" / "study" / f"arm{number}" for number in range(3)]
+    for seconds, arm in enumerate(arms):
+        arm.mkdir(parents=True)
+        for name in ("config.json", "results.json"):
+            shutil.copy(runs[0] / name, arm)
+        os.utime(arm / "results.json", (seconds, seconds))
+    (tmp_path / "runs" / "no-model").mkdir()
+    (tmp_path / "runs" / "no-model" / "results.json").write_text("{}")
+    assert last_runs(tmp_path / "runs") == [arms[-1]]
