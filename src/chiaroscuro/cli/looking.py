@@ -62,13 +62,12 @@ def tokens(
         raise ValueError(f"{run} was trained on task {task.plan.task!r}; tokens needs a model of text")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    test = task.windows["test"]
-    spread = range(0, len(test), max(1, len(test) // windows))[:windows]
+    test = analysis.spread(task.windows["test"], windows)
     set_seed(task.plan.seed)
     found = analysis.study_tokens(
         loaded.model,
         task.build(loaded.model.config).eval(),
-        analysis.sample(test.batch(spread), loaded.tokenizer, task.tokens["train"]),
+        analysis.sample(test, loaded.tokenizer, task.tokens["train"]),
         task.calibration_text(),
         pairs,
         progress=lambda layers: tracked(layers, "forcing layers"),
