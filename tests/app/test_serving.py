@@ -50,11 +50,13 @@ def test_names_are_those_that_were_chosen():
     assert _names("0.0.0.0") == {"localhost", "0.0.0.0", own}
 
 
-def test_files_are_not_taken(address):
+@pytest.mark.parametrize("path", ["upload", "upload/", "upload?upload_id=1", "%75pload", "process_recording"])
+def test_files_are_not_taken(address, path):
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n\r\n--x--\r\n'
-    for path in ("/gradio_api/upload", "/gradio_api/upload/", "/gradio_api/upload?upload_id=1", "/gradio_api/%75pload"):
-        status, told = ask(address, "POST", path, body, **{"Content-Type": "multipart/form-data; boundary=x"})
+    for kind in ("multipart/form-data; boundary=x", " Multipart/Form-Data;boundary=x"):
+        status, told = ask(address, "POST", f"/gradio_api/{path}", body, **{"Content-Type": kind})
         assert (status, told) == (403, "This page takes no files.")
+    assert ask(address, "POST", f"/gradio_api/{path}", body)[0] != 200  # nor does gradio, when they are sent as none
 
 
 def test_no_other_file_is_read(address, runs):

@@ -34,10 +34,11 @@ class Gate:
         await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> str:
-        name = _name(Headers(scope=scope).get("host", ""))
+        headers = Headers(scope=scope)
+        name = _name(headers.get("host", ""))
         if name not in self.names and not _is_address(name):
             return "This page is not known by that name: ask for it by its address, or start it with that --host."
-        if scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+        if "multipart" in headers.get("content-type", "").lower():  # what browsers send files as, and gradio takes
             return "This page takes no files."
         return ""
 
