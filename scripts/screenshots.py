@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from chiaroscuro.app import CSS, THEME, Shelf, build
+from chiaroscuro.app import Shelf, build, serve
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = "O, that this too too solid flesh would melt, thaw, and resolve itself into a dew."
@@ -58,7 +58,7 @@ def training(page: Page) -> None:
 def main(compared: Path) -> None:
     twin = compared / "full_attention"
     shown = build(Shelf([compared / "chiar", twin]))
-    _, address, _ = shown.launch(prevent_thread_lock=True, theme=THEME, css=CSS, ssr_mode=False, quiet=True)
+    address = serve(shown, "127.0.0.1", 7860)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]

@@ -6,9 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from contextlib import suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -49,6 +47,12 @@ def call(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run_command
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def test_train_leaves_a_run_folder(run):
@@ -330,33 +334,43 @@ def test_app_without_a_run_trains_one_and_says_so(call, english, tmp_path, monke
     small = partial(TrainingPlan, data=str(english), vocab_size=300, steps=2, batch_size=2, seq_len=17, fields=tiny)
     launched = []
     monkeypatch.setattr("chiaroscuro.training.TrainingPlan", small)
-    monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: launched.append((page.config, options)))
+
+    def launch(page, **options):
+        launched.append((page.config, options))
+        return None, "the address", None
+
+    monkeypatch.setattr("gradio.Blocks.launch", launch)
     monkeypatch.chdir(tmp_path)
-    code, out, err = call("app")
+    code, out, err = call("app", "--port", free_port())
     assert code == 0, err
     assert "No run given and none found: training a small one" in out
+    assert "The page: the address" in out
     ((page, options),) = launched
     assert (tmp_path / "runs" / "demo-1" / "results.json").is_file()
     assert "a small model was trained on Shakespeare's plays: runs/demo-1." in json.dumps(page)
     assert options["server_name"] == "127.0.0.1"
 
 
+def test_app_on_a_port_that_is_taken_names_another_way_and_no_address(call, run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, err = call("app", run, "--port", port)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert f"cannot listen on 127.0.0.1, port {port}" in err
+    assert err.endswith("choose another --port\n")
+
+
 def test_app_serves_the_last_run_and_says_so(run, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "chiaroscuro", "app", "--port", str(port)]
     server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/config") as answer:
-                page = answer.read().decode()
-                break
-            time.sleep(0.2)
-        assert "Showing the last run found, runs/one." in page
-        assert f"http://127.0.0.1:{port}" in server.stdout.readline()
+        told = server.stdout.readline()
+        assert f"Showing the last run found, runs/one. The page: http://127.0.0.1:{port}" in told
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/config") as answer:  # at once: it listens by then
+            assert "Showing the last run found, runs/one." in answer.read().decode()
     finally:
         server.terminate()
         server.wait(30)

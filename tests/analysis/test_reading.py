@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -108,22 +109,33 @@ def test_what_cannot_be_forced_is_named(model, tokenizer, force, told):
 
 
 class Shown(HTMLParser):
-    """The elements and the text of a page."""
+    """The elements of a page, and the text of its tokens in each kind of element that they stand in."""
 
     def __init__(self, page: str):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
-        self.tokens: list[str] = []
+        self.tokens: dict[str, list[str]] = {"p": [], "li": []}
+        self.lines: list[str] = []
+        self.open: list[str] = []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         if tag == "bdi":
-            self.tokens.append("")
+            self.tokens[self.open[-1]].append("")
+        if tag == "li":
+            self.lines.append("")
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.tags and self.tags[-1][0] == "bdi" and self.tokens:
-            self.tokens[-1] += data
+        if self.open[-1:] == ["bdi"]:
+            self.tokens[self.open[-2]][-1] += data
+        if self.open[-1:] == ["li"]:
+            self.lines[-1] += data
 
 
 @pytest.mark.parametrize("by", COLOURINGS)
@@ -132,33 +144,21 @@ def test_the_page_holds_every_token_of_every_layer_escaped(model, tokenizer, tex
     reading = route_text(model, tokenizer, text)
     found = Shown(page(reading, "<title>", by))
     allowed = {
-        "html",
-        "head",
-        "meta",
-        "title",
-        "body",
-        "style",
-        "div",
-        "p",
-        "span",
-        "h3",
-        "bdi",
-        "table",
-        "tr",
-        "th",
-        "td",
+        *("html", "head", "meta", "title", "style", "body", "div", "h3", "p", "span", "bdi"),
+        *("details", "summary", "ol", "li", "table", "tr", "th", "td"),
     }
     assert {tag for tag, _ in found.tags} <= allowed
     assert not any(name.startswith("on") or name in ("src", "href") for _, attrs in found.tags for name in attrs)
-    tokens = [
-        (attrs, each) for (tag, attrs), each in zip([t for t in found.tags if t[0] == "bdi"], found.tokens, strict=True)
-    ]
-    assert len(tokens) == len(reading.layers) * len(reading.tokens)
-    for number, (attrs, _) in enumerate(tokens):
+    shown = [visible(token) for token in reading.tokens] * len(reading.layers)
+    assert found.tokens == {"p": shown, "li": shown}
+    titles = [attrs["title"] for tag, attrs in found.tags if tag == "bdi" and "title" in attrs]
+    assert len(titles) == len(shown)
+    for number, title in enumerate(titles):
         layer, index = reading.layers[number // len(reading.tokens)], number % len(reading.tokens)
-        assert attrs["title"].startswith(f"token {index + 1}: {layer.operators[layer.choice[index]]}")
-        assert (f"entropy {layer.entropy[index]:.4f}" in attrs["title"]) if layer.entropy else True
-        assert attrs["title"].endswith(f"rank {reading.rank[index - 1]}") if index else "rank" not in attrs["title"]
+        assert title.startswith(f"token {index + 1}: {layer.operators[layer.choice[index]]}")
+        assert (f"entropy {layer.entropy[index]:.4f}" in title) if layer.entropy else True
+        assert title.endswith(f"rank {reading.rank[index - 1]}") if index else "rank" not in title
+    assert found.lines == [" " + title.replace("\n", ", ") for title in titles], "keyboards are told less"
     page_text = fragment(reading, by)
     assert all(character not in page_text for character in "\x00\x07\x1b\u202e")
 
@@ -173,6 +173,26 @@ def test_entropy_and_loss_are_darkest_where_they_are_highest(model, tokenizer):
         shades = re.findall(r"background:(#\w{6})", row)
         assert shades[values.index(max(values))] == "#1f2a44"
         assert "#f3e9d2" in shades
+
+
+def key(page):
+    return re.sub("<[^>]+>", "|", re.search(r'<p class="key">(.*?)</p>', page)[1])
+
+
+def test_the_key_says_where_there_is_nothing_to_be_coloured_by(model, tokenizer):
+    reading, of_one = route_text(model, tokenizer, TEXT), route_text(model, tokenizer, "t")
+    assert len(of_one.tokens) == 1
+    classifier = route_text(ChiarForSequenceClassification(model.config).eval(), tokenizer, TEXT)
+    twin = route_text(tiny_model("full_attention", vocab_size=len(tokenizer)), tokenizer, TEXT)
+    loss, entropy = "|lowest loss of the text||highest loss of the text|", "|lowest entropy of the layer|"
+    assert key(fragment(reading, "loss")) == f"{loss}|no loss: the first token|"
+    assert key(fragment(of_one, "loss")) == "|no loss: the first token|"
+    assert key(fragment(classifier, "loss")) == "|no loss: tokens are not predicted here|"
+    assert key(fragment(reading, "entropy")).startswith(entropy)
+    assert key(fragment(reading, "entropy")).endswith("|no entropy: a layer without a choice|")
+    assert key(fragment(twin, "entropy")) == "|no entropy: a layer without a choice|"
+    everywhere = replace(reading, layers=[layer for layer in reading.layers if layer.entropy])
+    assert "no entropy" not in fragment(everywhere, "entropy")
 
 
 def test_costs_and_the_share_of_every_layer_are_told(model, tokenizer):

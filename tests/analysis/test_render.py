@@ -9,8 +9,10 @@ from rich.console import Console
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM
 from chiaroscuro.analysis import png, route_text, terminal
-from chiaroscuro.analysis.render import DARK_INK, LIGHT_INK, PALETTE, ink, luminance, visible
+from chiaroscuro.analysis.html import _shade
+from chiaroscuro.analysis.render import DARK_INK, LIGHT_INK, OTHERS, PALETTE, colour, contrast, ink, luminance, visible
 from chiaroscuro.data import train_tokenizer
+from chiaroscuro.mixers import operator_names
 
 HOSTILE = "\x1b[31mred\x1b[0m <b>bold</b> $x^2$ 🙂 שלום\ttab\nline"
 
@@ -71,6 +73,20 @@ def test_lighter_operators_are_cheaper_and_ink_can_be_read_on_each():
     shades = [PALETTE[name] for name in ("none", "dct", "rbf", "attention")]
     assert sorted(shades, key=luminance, reverse=True) == shades
     assert [ink(shade) for shade in shades] == [DARK_INK, DARK_INK, DARK_INK, LIGHT_INK]
+
+
+def test_contrast_is_that_of_wcag():
+    assert contrast("#000000", "#FFFFFF") == pytest.approx(21.0)
+    assert contrast("#777777", "#FFFFFF") == contrast("#FFFFFF", "#777777") == pytest.approx(4.48, abs=0.005)
+
+
+def test_ink_has_the_better_contrast_on_every_colour():
+    colours = {*PALETTE.values(), *OTHERS, *map(colour, operator_names())}
+    assert min(contrast(ink(each), each) for each in colours) >= 4.5
+    for background in colours | {_shade(step / 255) for step in range(256)}:
+        assert contrast(ink(background), background) == max(
+            contrast(each, background) for each in (DARK_INK, LIGHT_INK)
+        )
 
 
 def test_control_characters_are_shown_as_dots():

@@ -1,7 +1,11 @@
-"""A routed run and its full-attention twin, as `compare` leaves them."""
+"""A routed run and its full-attention twin, as `compare` leaves them, and a page that shows them."""
+
+import shutil
+import socket
 
 import pytest
 
+from chiaroscuro.app import Shelf, build, serve
 from chiaroscuro.training import TrainingPlan, compare
 
 
@@ -16,3 +20,21 @@ def runs(tmp_path_factory, english):
         patch.setenv("CHIAROSCURO_CACHE", str(folder.parent / "cache"))
         compare(plan, "full_attention", folder)
         yield [folder / "chiar", folder / "full_attention"]
+
+
+@pytest.fixture(scope="session")
+def broken(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("broken") / "run"
+    shutil.copytree(runs[0], folder)
+    (folder / "config.json").write_text("{")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(runs, broken):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = build(Shelf([*runs, broken]), "A note about these runs.")
+    yield serve(page, "127.0.0.1", port)
+    page.close()

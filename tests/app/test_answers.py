@@ -1,8 +1,8 @@
 """What the page answers, without the page."""
 
 import json
+import os
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from chiaroscuro import ChiarForSequenceClassification
 from chiaroscuro.app import Shelf, answers, last_runs
 from chiaroscuro.app.answers import AS_ROUTED, MOST_CHARACTERS, MOST_TOKENS, NOBODY, Change
+from chiaroscuro.data import encode_text
+from chiaroscuro.training import task_of
 
 TEXT = "A class is a mapping of names to values, and so is a module."
 
@@ -46,17 +48,35 @@ def test_a_change_tells_what_it_changed(shelf, runs):
     assert Change(operator=AS_ROUTED).nothing
 
 
-def test_a_long_text_is_cut_with_a_notice_and_soon(shelf, runs):
-    answers.read(shelf, str(runs[0]), TEXT, "operator", Change())
+def test_a_long_text_is_cut_with_a_notice_before_much_is_made_of_it(shelf, runs, monkeypatch):
+    encoded = []
+
+    def encode(tokenizer, text, **options):
+        encoded.append(len(text))
+        return encode_text(tokenizer, text, **options)
+
+    monkeypatch.setattr(answers, "encode_text", encode)
     for long in ("word " * 40_000, "🙂" * MOST_CHARACTERS, "x" * (MOST_CHARACTERS + 1)):
-        start = time.monotonic()
+        encoded.clear()
         told = answers.read(shelf, str(runs[0]), long, "operator", Change())
         assert "Cut after" in told
         assert f"reads {MOST_TOKENS} tokens at most" in told
-        assert told.count("<bdi") <= 5 * MOST_TOKENS
-        assert time.monotonic() - start < 30
+        assert told.count("<bdi style") <= 5 * MOST_TOKENS
+        assert encoded[0] == MOST_CHARACTERS
+        assert len(encoded) < 8
     html = answers.write(shelf, str(runs[0]), "word " * 40_000, 2, 0.0)
     assert "Cut after" in next(html)[0]
+
+
+@pytest.mark.parametrize(("tokens", "read"), [(1, 31), (8, 24), (300, 16)])
+def test_a_prompt_is_cut_to_leave_room_for_what_is_written(shelf, runs, tokens, read):
+    run = shelf.take(str(runs[0]))
+    run.model.config.max_position_embeddings = 32
+    steps = [html for html, _ in answers.write(shelf, str(runs[0]), TEXT * 5, tokens, 0.0)]
+    assert "Cut after" in steps[0]
+    assert f"reads {read} tokens at most" in steps[0]
+    assert steps[0].count("<li>") == 5 * read
+    assert len(steps) == 32 - read
 
 
 def test_a_run_that_is_broken_or_not_given_is_a_message(shelf, runs, tmp_path):
@@ -134,6 +154,33 @@ def test_the_figures_of_training(shelf, runs):
     assert all(isinstance(figure, Figure) for figure in routed.values())
 
 
+def test_who_reads_does_not_wait_for_the_data_of_a_run(runs, monkeypatch):
+    shelf = Shelf(runs, patience=0.05)
+
+    def read_meanwhile(run):
+        html.append(answers.read(shelf, str(runs[0]), TEXT, "operator", Change()))
+        return task_of(run)
+
+    html = []
+    monkeypatch.setattr("chiaroscuro.analysis.run_figures.task_of", read_meanwhile)
+    assert "entropies" in answers.training(shelf, str(runs[0]))
+    assert "layer 1" in html[0]
+
+
+def test_the_figures_of_training_wait_for_who_reads(runs, monkeypatch):
+    shelf = Shelf(runs, patience=0.05)
+    entered = []
+
+    def ask(*_):
+        with pytest.raises(TimeoutError), shelf.alone():
+            pass
+        entered.append(True)
+
+    monkeypatch.setattr("chiaroscuro.analysis.run_figures.entropy_figure", ask)
+    answers.training(shelf, str(runs[0]))
+    assert entered
+
+
 def test_collapse_is_marked(runs, tmp_path):
     from chiaroscuro.analysis import training_figures
 
@@ -157,6 +204,18 @@ def test_a_classifier_does_not_write(shelf, runs, monkeypatch):
         answers.curve(shelf, str(runs[0]), TEXT)
 
 
-def test_the_last_run_is_found_with_those_beside_it(runs, tmp_path):
+def test_the_last_run_is_found_with_the_one_it_was_compared_with(runs, tmp_path):
     assert set(last_runs(runs[0].parent.parent)) == set(runs)
     assert last_runs(tmp_path) == []
+
+
+def test_only_run_folders_are_found_and_the_last_of_a_study_alone(runs, tmp_path):
+    arms = [tmp_path / "runs" / "study" / f"arm{number}" for number in range(3)]
+    for seconds, arm in enumerate(arms):
+        arm.mkdir(parents=True)
+        for name in ("config.json", "results.json"):
+            shutil.copy(runs[0] / name, arm)
+        os.utime(arm / "results.json", (seconds, seconds))
+    (tmp_path / "runs" / "no-model").mkdir()
+    (tmp_path / "runs" / "no-model" / "results.json").write_text("{}")
+    assert last_runs(tmp_path / "runs") == [arms[-1]]

@@ -3,14 +3,14 @@
 import re
 import shutil
 import threading
-from urllib.error import HTTPError
+import time
+from itertools import count
 from urllib.parse import urlparse
-from urllib.request import urlopen
 
 import pytest
-from gradio_client import Client
 
-from chiaroscuro.app import CSS, THEME, Shelf, build
+from chiaroscuro.analysis.render import contrast
+from chiaroscuro.app import answers
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make test-page installs it")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -34,22 +34,16 @@ new MutationObserver(() => {
 """
 
 
-@pytest.fixture(scope="module")
-def broken(runs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("broken") / "run"
-    shutil.copytree(runs[0], folder)
-    (folder / "config.json").write_text("{")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(runs, broken):
-    page = build(Shelf([*runs, broken]), "A note about these runs.")
-    _, url, _ = page.launch(
-        prevent_thread_lock=True, server_name="127.0.0.1", theme=THEME, css=CSS, ssr_mode=False, quiet=True
-    )
-    yield url
-    page.close()
+# Of everything in the rows that has text of its own: what it is, its colour, and the colour that it stands on.
+INKS = """
+[...document.querySelectorAll("#first *:not(style)")]
+  .filter(each => [...each.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim()))
+  .map(each => {
+    let ground = each
+    while (getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement
+    return [each.tagName, getComputedStyle(each).color, getComputedStyle(ground).backgroundColor]
+  })
+"""
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +72,11 @@ def page(browser, address):
 
 def heads(page, place="#first"):
     return page.locator(f"{place} h3").all_inner_texts()
+
+
+def hexadecimal(colour):
+    """A colour as a browser names it, such as rgb(0, 0, 0), as #000000."""
+    return "#" + "".join(f"{int(channel):02x}" for channel in re.findall(r"\d+", colour)[:3])
 
 
 def read(page, text):
@@ -110,6 +109,18 @@ def test_a_text_is_coloured_and_tells_on_hover(page):
     page.get_by_label("entropy").check()
     page.wait_for_function("document.querySelector('#first .key').innerText.includes('lowest entropy')")
     assert "saved" in page.locator("#first table").inner_text()
+
+
+def test_in_the_dark_all_is_read_as_well(browser, address):
+    page = browser.new_page(color_scheme="dark")
+    page.goto(address + "?__theme=dark")
+    page.wait_for_selector("#first bdi")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    pairs = page.evaluate(INKS)
+    assert len(pairs) > 20
+    for tag, ink, ground in pairs:
+        assert contrast(hexadecimal(ink), hexadecimal(ground)) >= 4.5, (tag, ink, ground)
+    page.close()
 
 
 def test_the_slider_moves_tokens(page):
@@ -148,6 +159,26 @@ def test_a_text_is_written_token_by_token_beside_the_twin(page, runs):
     assert len(lengths) > 3, "it came all at once"
     assert lengths == sorted(lengths)
     assert page.locator("#written-beside p[data-layer='2'] bdi").count() > 5
+
+
+def test_stop_ends_the_writing(page, monkeypatch):
+    ended = threading.Event()
+
+    def write(*asked):
+        try:
+            for length in count(1):
+                yield f"<p>{length} tokens</p>", ""
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(answers, "write", write)
+    page.get_by_role("tab", name="Write").click()
+    page.click("#write")
+    page.wait_for_function("/[2-9] tokens/.test(document.querySelector('#written').innerText)")
+    assert not ended.is_set()
+    page.click("#stop")
+    assert ended.wait(60)
 
 
 def test_the_figures_of_training_are_shown(page):
@@ -191,30 +222,3 @@ def test_narrow_screens_and_keys(browser, address):
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#first p.tokens').innerText.includes('by keys')")
     page.close()
-
-
-def test_no_other_file_is_read(address, runs):
-    for path in ("/etc/passwd", str(runs[0] / "results.json"), "../../etc/passwd"):
-        for place in (f"gradio_api/file={path}", f"file={path}", f"static/{path}"):
-            with pytest.raises(HTTPError) as refused:
-                urlopen(address + place)
-            assert refused.value.code in (403, 404)
-
-
-def test_ten_visitors_get_their_own_texts(address, runs):
-    answers = {}
-
-    def visit(number):
-        client = Client(address, verbose=False)
-        settings = (str(runs[0]), "nobody", f"visitor {number} " * 5, "operator", True, 50, 1, 0, "as routed")
-        answers[number] = client.predict(*settings, api_name="/look")[0]
-
-    visitors = [threading.Thread(target=visit, args=(number,)) for number in range(10)]
-    for each in visitors:
-        each.start()
-    for each in visitors:
-        each.join(60)
-    for number in range(10):
-        shown = re.sub(r"<[^>]+>", "", answers[number])
-        assert f"visitor {number} visitor {number}" in shown
-        assert not any(f"visitor {other} " in shown for other in range(10) if other != number)

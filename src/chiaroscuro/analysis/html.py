@@ -1,4 +1,5 @@
-"""A `TextRoute` as HTML: every layer a row of coloured tokens, with what is known of each on hover.
+"""A `TextRoute` as HTML: every layer a row of coloured tokens, with what is known of each on hover and, for
+those without a pointer or without sight of the colours, in a list that unfolds.
 
 Nothing is fetched: style and colours are in the page. Tokens are escaped, and kept apart from each other's direction of
 writing.
@@ -13,16 +14,19 @@ from chiaroscuro.analysis.routing import LayerRoute, Reading, Spent, TextRoute
 
 Colouring = Literal["operator", "entropy", "loss"]
 COLOURINGS: tuple[Colouring, ...] = get_args(Colouring)
+BLANK = "#ffffff"  # of what has no value to be coloured by
 LIGHTEST, DARKEST = (0xF3, 0xE9, 0xD2), (0x1F, 0x2A, 0x44)
 STYLE = """
-.route { font-family: system-ui, sans-serif; line-height: 1.35; color: #1a1a1a; background: #fff; }
-.route h3 { font-size: 0.9rem; margin: 0.9em 0 0.2em; color: inherit; }
+.route { font-family: system-ui, sans-serif; line-height: 1.35; color: #1a1a1a; background: #fff; padding: 0.5em; }
+.route h3 { font-size: 0.9rem; font-weight: 600; margin: 0.9em 0 0.2em; color: inherit; }
 .route .tokens { font-family: ui-monospace, monospace; font-size: 0.85rem; line-height: 1.75; margin: 0;
   overflow-wrap: anywhere; white-space: pre-wrap; }
 .route bdi { padding: 0.1em 0; border-bottom: 1px solid #999; }
 .route bdi:hover { outline: 2px solid #c2410c; }
 .route table { border-collapse: collapse; font-size: 0.85rem; margin: 0.8em 0; }
 .route td, .route th { text-align: left; padding: 0.15em 0.8em 0.15em 0; border-bottom: 1px solid #ddd; }
+.route summary { cursor: pointer; font-size: 0.85rem; }
+.route ol { font-size: 0.85rem; list-style: none; margin: 0.3em 0; padding: 0; }
 .route .key { margin-top: 0.8em; }
 .route .key span { padding: 0.1em 0.6em; margin-right: 0.6em; border: 1px solid #999; display: inline-block; }
 """
@@ -44,25 +48,34 @@ def page(route: TextRoute, title: str, by: Colouring = "operator") -> str:
 
 
 def _row(route: TextRoute, layer: LayerRoute, by: Colouring, waiting: str) -> str:
-    backgrounds = _backgrounds(route, layer, by)
-    tokens = "".join(
-        f'<bdi style="background:{background};color:{ink(background)}" title="{escape(_told(route, layer, index))}">'
-        f"{escape(visible(token))}</bdi>"
-        for index, (token, background) in enumerate(zip(route.tokens, backgrounds, strict=True))
-    )
+    shown = [escape(visible(token)) for token in route.tokens]
+    told = [[escape(each) for each in _told(route, layer, index)] for index in range(len(shown))]
+    tokens = "".join(map(_token, shown, _backgrounds(route, layer, by), told))
     if waiting:
         tokens += f"<bdi>{escape(visible(waiting))}</bdi>"
-    return f'<h3>{escape(describe(layer))}</h3><p class="tokens" data-layer="{layer.layer + 1}">{tokens}</p>'
+    row = f'<p class="tokens" data-layer="{layer.layer + 1}">{tokens}</p>'
+    return f"<h3>{escape(describe(layer))}</h3>{row}{_list(layer, shown, told)}"
+
+
+def _token(shown: str, background: str, told: list[str]) -> str:
+    title = "\n".join(told)
+    return f'<bdi style="background:{background};color:{ink(background)}" title="{title}">{shown}</bdi>'
+
+
+def _list(layer: LayerRoute, shown: list[str], told: list[list[str]]) -> str:
+    """What a pointer is told of each token, for keyboards and screen readers: folded, a line a token."""
+    lines = "".join(f"<li><bdi>{token}</bdi> {', '.join(known)}</li>" for token, known in zip(shown, told, strict=True))
+    return f"<details><summary>layer {layer.layer + 1}, token by token</summary><ol>{lines}</ol></details>"
 
 
 def _backgrounds(route: TextRoute, layer: LayerRoute, by: Colouring) -> list[str]:
     if by == "entropy" and layer.entropy:
         return _shades(layer.entropy)
     if by == "loss" and isinstance(route, Reading) and route.loss:
-        return ["#ffffff", *_shades(route.loss)]  # nothing comes before the first token
+        return [BLANK, *_shades(route.loss)]  # nothing comes before the first token
     if by == "operator":
         return [colour(layer.operators[index]) for index in layer.choice]
-    return ["#ffffff"] * len(route.tokens)
+    return [BLANK] * len(route.tokens)
 
 
 def _shades(values: list[float]) -> list[str]:
@@ -77,8 +90,8 @@ def _shade(part: float) -> str:
     return "#" + "".join(f"{channel:02x}" for channel in channels)
 
 
-def _told(route: TextRoute, layer: LayerRoute, index: int) -> str:
-    """What is known of a token in a layer, a line each."""
+def _told(route: TextRoute, layer: LayerRoute, index: int) -> list[str]:
+    """What is known of a token in a layer."""
     told = [f"token {index + 1}: {layer.operators[layer.choice[index]]}"]
     if layer.entropy:
         told.append(f"entropy {layer.entropy[index]:.4f}")
@@ -88,19 +101,29 @@ def _told(route: TextRoute, layer: LayerRoute, index: int) -> str:
     if isinstance(route, Reading) and route.loss and index:
         told.append(f"loss {route.loss[index - 1]:.2f} nats")
         told.append(f"rank {route.rank[index - 1]}")
-    return "\n".join(told)
+    return told
 
 
 def _key(route: TextRoute, by: Colouring) -> str:
-    if by == "operator":
-        swatches = [(name, colour(name)) for name in route.operators]
-    else:
-        told = "of the layer" if by == "entropy" else "of the text"
-        swatches = [(f"lowest {by} {told}", _shade(0.0)), (f"highest {by} {told}", _shade(1.0))]
     spans = "".join(
-        f'<span style="background:{shade};color:{ink(shade)}">{escape(name)}</span>' for name, shade in swatches
+        f'<span style="background:{shade};color:{ink(shade)}">{escape(name)}</span>'
+        for name, shade in _swatches(route, by)
     )
     return f'<p class="key">{spans}</p>'
+
+
+def _swatches(route: TextRoute, by: Colouring) -> list[tuple[str, str]]:
+    """What each colour means; also that of tokens which have nothing to be coloured by, and why they have not."""
+    if by == "operator":
+        return [(name, colour(name)) for name in route.operators]
+    if by == "entropy":
+        having = [bool(layer.entropy) for layer in route.layers]
+        known, place, blank = any(having), "the layer", "" if all(having) else "a layer without a choice"
+    else:
+        known, place = isinstance(route, Reading) and bool(route.loss), "the text"
+        blank = "the first token" if known or len(route.tokens) == 1 else "tokens are not predicted here"
+    ends = [(f"lowest {by} of {place}", _shade(0.0)), (f"highest {by} of {place}", _shade(1.0))]
+    return [*(ends if known else []), *([(f"no {by}: {blank}", BLANK)] if blank else [])]
 
 
 def _costs(route: Reading) -> str:

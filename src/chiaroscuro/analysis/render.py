@@ -31,14 +31,20 @@ def colour(operator: str) -> str:
 
 
 def luminance(background: str) -> float:
-    """From 0, black, to 1, white."""
-    red, green, blue = to_rgb(background)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    """Relative luminance as WCAG 2.2 defines it, from 0, black, to 1, white."""
+    linear = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(background))
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours (WCAG 2.2), from 1 to 21; text needs 4.5."""
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 def ink(background: str) -> str:
-    """Black or white, whichever is read on `background`."""
-    return DARK_INK if luminance(background) > 0.4 else LIGHT_INK
+    """Dark or light, whichever is better read on `background`."""
+    return max((DARK_INK, LIGHT_INK), key=lambda each: contrast(each, background))
 
 
 def visible(token: str) -> str:

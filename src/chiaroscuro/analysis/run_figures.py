@@ -5,6 +5,7 @@ Shapes: B batch, T tokens.
 
 import json
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -24,14 +25,18 @@ _INK = ("#1F2A44", "#C2410C", "#2E7D5B", "#7C5CBF", "#8A6D1D", "#0E7490")
 _DASHES = ("-", "--", ":", "-.")
 
 
-def figures_of_run(run: Run) -> dict[str, Figure]:
-    """`training_figures`, and as "entropies" the `entropy_figure` of its validation text where that is at hand."""
+def figures_of_run(run: Run, alone: AbstractContextManager[None] | None = None) -> dict[str, Figure]:
+    """`training_figures`, and as "entropies" the `entropy_figure` of its validation text where that is at hand.
+
+    alone: entered while the model runs, where others use it too.
+    """
     figures = training_figures(run.folder)
     try:
         text = task_of(run).calibration_text()
     except (ValueError, OSError):  # the data may be elsewhere; the rest is worth showing
         return figures
-    entropies = entropy_figure(run.model, text)
+    with alone or nullcontext():
+        entropies = entropy_figure(run.model, text)
     return figures if entropies is None else figures | {"entropies": entropies}
 
 

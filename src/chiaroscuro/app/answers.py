@@ -122,7 +122,7 @@ def write(
             raise ValueError(f"{name} holds a classifier, which does not write")
         if not prompt:
             raise ValueError("give it something to go on from")
-        prompt, notice = _cut(run, prompt)
+        prompt, notice = _cut(run, prompt, room=tokens)
         for written in write_text(run.model, run.tokenizer, prompt, tokens, temperature, seconds):
             html = notice + fragment(written.route, waiting=written.waiting)
             yield html, f"{run.model.config.recipe}: {written.speed:.0f} tokens per second"
@@ -131,20 +131,23 @@ def write(
 
 
 def training(shelf: Shelf, name: str) -> dict[str, Figure]:
-    """The figures of a run."""
+    """The figures of a run. Nobody waits for the data of one of them, which may be far away."""
     with shelf.alone():
-        return figures_of_run(shelf.take(name))
+        run = shelf.take(name)
+    return figures_of_run(run, shelf.alone())
 
 
-def _cut(run: Run, text: str) -> tuple[str, str]:
-    """What is read of a text, and a notice where that is not all."""
-    limit = min(MOST_TOKENS, run.model.config.max_position_embeddings)
+def _cut(run: Run, text: str, room: int = 0) -> tuple[str, str]:
+    """What is read of a text, and a notice where that is not all. room: for so many tokens that are to be written, but
+    for no more than half of what the model takes."""
+    positions = run.model.config.max_position_embeddings
+    limit = min(MOST_TOKENS, positions - min(room, positions // 2))
     shown = text[:MOST_CHARACTERS]
     spans = encode_text(run.tokenizer, shown, return_offsets_mapping=True)["offset_mapping"]
     if len(spans) > limit:
         shown = shown[: spans[limit - 1][1]]
         # A token that ends within a character makes one more of what is left of it.
-        while len(run.tokenizer(shown)["input_ids"]) > limit:
+        while len(encode_text(run.tokenizer, shown)["input_ids"]) > limit:
             shown = shown[:-1]
     if shown == text:
         return text, ""

@@ -60,7 +60,7 @@ def _reading(shelf: Shelf, page: gr.Blocks, run: gr.Dropdown, beside: gr.Dropdow
         draw = gr.Button("Quality against compute", elem_id="draw")
         plot = gr.Plot(show_label=False)
     with gr.Row():
-        first, second = gr.HTML(elem_id="first"), gr.HTML(elem_id="second", visible=False)
+        first, second = _html("first"), _html("second", visible=False)
 
     def look(run: str, beside: str, text: str, by: Any, own: bool, share: float, *forced: Any) -> tuple[str, Any]:
         change = Change(None if own else share, *forced)
@@ -98,7 +98,7 @@ def _writing(shelf: Shelf, run: gr.Dropdown, beside: gr.Dropdown) -> None:
         go, stop = gr.Button("Write", variant="primary", elem_id="write"), gr.Button("Stop", elem_id="stop")
     speed = gr.Markdown(elem_id="speed")
     with gr.Row():
-        first, second = gr.HTML(elem_id="written"), gr.HTML(elem_id="written-beside", visible=False)
+        first, second = _html("written"), _html("written-beside", visible=False)
 
     def write(run: str, beside: str, prompt: str, tokens: int, temperature: float) -> Iterator[tuple[Any, Any, str]]:
         html, told = "", ""
@@ -115,7 +115,7 @@ def _writing(shelf: Shelf, run: gr.Dropdown, beside: gr.Dropdown) -> None:
 
 def _training(shelf: Shelf, run: gr.Dropdown) -> None:
     go = gr.Button("Show the figures of this run", elem_id="figures")
-    told = gr.HTML(elem_id="told")
+    told = _html("told")
     plots = [gr.Plot(label=name, visible=False) for name in FIGURES]
 
     def show(run: str) -> list[Any]:
@@ -126,3 +126,8 @@ def _training(shelf: Shelf, run: gr.Dropdown) -> None:
         return [message, *(gr.Plot(figures.get(name), visible=name in figures) for name in FIGURES)]
 
     go.click(show, run, [told, *plots], queue=False)
+
+
+def _html(elem_id: str, visible: bool = True) -> gr.HTML:
+    """Without gradio's own style, which in dark mode would write light on the white ground of the rows."""
+    return gr.HTML(elem_id=elem_id, visible=visible, apply_default_css=False)

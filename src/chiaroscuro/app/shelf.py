@@ -7,6 +7,8 @@ from threading import Lock
 
 from chiaroscuro.training import RESULTS, Run, load_run
 
+COMPARISON = "comparison.json"  # as `compare` leaves it beside its runs
+
 
 class Shelf:
     """Run folders by the name they are shown under. They are read when they are asked for, and kept.
@@ -49,10 +51,11 @@ class Shelf:
 
 
 def last_runs(below: Path) -> list[Path]:
-    """The finished run below a folder that was written last, and those beside it."""
-    finished = sorted(below.rglob(RESULTS), key=lambda path: path.stat().st_mtime)
-    if not finished:
+    """The finished run below a folder that was written last, and those that `compare` trained with it."""
+    results = [path for path in below.rglob(RESULTS) if (path.parent / "config.json").is_file()]
+    if not results:
         return []
-    last = finished[-1].parent
-    beside = sorted(path.parent for path in finished if path.parent.parent == last.parent and path.parent != last)
-    return [last, *(beside if last.parent != below else [])]
+    last = max(results, key=lambda path: path.stat().st_mtime).parent
+    compared = (last.parent / COMPARISON).is_file()
+    beside = sorted(path.parent for path in results if path.parent.parent == last.parent and path.parent != last)
+    return [last, *(beside if compared else [])]

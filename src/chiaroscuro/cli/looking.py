@@ -62,13 +62,12 @@ def tokens(
         raise ValueError(f"{run} was trained on task {task.plan.task!r}; tokens needs a model of text")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    test = task.windows["test"]
-    spread = range(0, len(test), max(1, len(test) // windows))[:windows]
+    test = analysis.spread(task.windows["test"], windows)
     set_seed(task.plan.seed)
     found = analysis.study_tokens(
         loaded.model,
         task.build(loaded.model.config).eval(),
-        analysis.sample(test.batch(spread), loaded.tokenizer, task.tokens["train"]),
+        analysis.sample(test, loaded.tokenizer, task.tokens["train"]),
         task.calibration_text(),
         pairs,
         progress=lambda layers: tracked(layers, "forcing layers"),
@@ -135,7 +134,7 @@ def serve(
         print("No run given and none found: training a small one, about a minute.")
         plan = TrainingPlan()
         train(plan, prepare(plan), folders[0])
-    print(f"{note} The page: http://{host}:{port} (Ctrl-C ends it)".strip(), flush=True)
-    room.build(room.Shelf(folders), note).launch(
-        server_name=host, server_port=port, theme=room.THEME, css=room.CSS, ssr_mode=False, show_error=True, quiet=True
-    )
+    page = room.build(room.Shelf(folders), note)
+    address = room.serve(page, host, port)
+    print(f"{note} The page: {address} (Ctrl-C ends it)".strip(), flush=True)
+    page.block_thread()
