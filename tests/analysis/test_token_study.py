@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM
-from chiaroscuro.analysis import Sample, spread, study_tokens, word_classes
+from chiaroscuro.analysis import Sample, study_tokens, word_classes
 from chiaroscuro.analysis.tokens import _benefits, _best, _correlation, _losses, _mean, _picked_linearly
-from chiaroscuro.data import TokenWindows
 from chiaroscuro.routing import forced
 from chiaroscuro.studies.table import with_error
 
@@ -32,14 +31,6 @@ def text(windows: int = 6) -> Sample:
     random = np.random.default_rng(0)
     classes = random.choice(["determiner", "open word"], size=(windows, T - 1))
     return Sample(ids, classes, random.integers(1, 1000, (windows, T - 1)))
-
-
-@pytest.mark.parametrize(
-    ("most", "places"), [(10, range(10)), (99, range(10)), (6, (0, 1, 3, 5, 6, 8)), (3, (0, 3, 6))]
-)
-def test_some_windows_lie_over_the_whole_text(most, places):
-    windows = TokenWindows(np.arange(101), 11)
-    assert spread(windows, most)[:, 0].tolist() == [10 * place for place in places]
 
 
 def test_word_classes_of_a_sentence():

@@ -137,6 +137,8 @@ def test_fewer_windows_are_spread_over_the_text():
     windows = TokenWindows(tokens, 11, count=3)
     assert [windows[index]["labels"][0].item() for index in range(len(windows))] == [0, 30, 60]
     assert len(TokenWindows(tokens, 11, count=40)) == 10
+    for most, places in ((10, range(10)), (99, range(10)), (6, (0, 1, 3, 5, 6, 8)), (3, (0, 3, 6))):
+        assert TokenWindows(tokens, 11).spread(most)[:, 0].tolist() == [10 * place for place in places]
 
 
 def test_a_window_of_one_token_predicts_nothing_and_is_refused():

@@ -7,7 +7,7 @@ from chiaroscuro.analysis.routing import Force, LayerRoute, Reading, Spent, Text
 from chiaroscuro.analysis.run_figures import entropy_figure, figures_of_run, training_figures
 from chiaroscuro.analysis.subject import subject
 from chiaroscuro.analysis.token_figure import draw_tokens
-from chiaroscuro.analysis.tokens import Sample, sample, spread, study_tokens
+from chiaroscuro.analysis.tokens import Sample, sample, study_tokens
 from chiaroscuro.analysis.words import word_classes
 from chiaroscuro.analysis.writing import Written, write_text
 
@@ -32,7 +32,6 @@ __all__ = [
     "png",
     "route_text",
     "sample",
-    "spread",
     "study_tokens",
     "subject",
     "terminal",

@@ -21,7 +21,6 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from chiaroscuro.analysis.words import CLASSES, word_classes
-from chiaroscuro.data import TokenWindows
 from chiaroscuro.modeling import ChiarForCausalLM
 from chiaroscuro.modeling.layer import ChiarLayer
 from chiaroscuro.ops import noise_entropy
@@ -43,12 +42,6 @@ class Sample:
     ids_BT: Tensor
     classes: np.ndarray
     counts: np.ndarray
-
-
-def spread(windows: TokenWindows, most: int) -> Tensor:
-    """The tokens of at most so many of the windows, (B, T), which lie evenly over the whole text."""
-    count = min(most, len(windows))
-    return torch.stack([windows[index * len(windows) // count]["input_ids"] for index in range(count)])
 
 
 def sample(windows: Tensor, tokenizer: PreTrainedTokenizerFast, train: np.ndarray) -> Sample:

@@ -5,9 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
-from chiaroscuro.training import RESULTS, Run, load_run
-
-COMPARISON = "comparison.json"  # as `compare` leaves it beside its runs
+from chiaroscuro.training import COMPARISON, RESULTS, Run, load_run
 
 
 class Shelf:

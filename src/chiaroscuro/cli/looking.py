@@ -62,7 +62,7 @@ def tokens(
         raise ValueError(f"{run} was trained on task {task.plan.task!r}; tokens needs a model of text")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    test = analysis.spread(task.windows["test"], windows)
+    test = task.windows["test"].spread(windows)
     set_seed(task.plan.seed)
     found = analysis.study_tokens(
         loaded.model,

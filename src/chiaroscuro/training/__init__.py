@@ -2,6 +2,7 @@
 
 from chiaroscuro.training.compare import compare
 from chiaroscuro.training.folder import (
+    COMPARISON,
     METRICS,
     PLAN,
     RESULTS,
@@ -19,6 +20,7 @@ from chiaroscuro.training.task import LanguageModelling, Task
 from chiaroscuro.training.trainer import Diverged, NotSaved, ShareSchedule, ThresholdRefresh
 
 __all__ = [
+    "COMPARISON",
     "Diverged",
     "LanguageModelling",
     "METRICS",

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chiaroscuro.training.folder import new_run_folder, write_json
+from chiaroscuro.training.folder import COMPARISON, new_run_folder, write_json
 from chiaroscuro.training.mixed import prepare
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.run import train
@@ -28,5 +28,5 @@ def compare(plan: TrainingPlan, against: str, out: Path) -> dict[str, Any]:
     runs = {each.recipe: train(each, task, out / each.recipe) for each in (plan, twin)}
     words, number = task.by_chance()
     comparison = {"runs": runs, "by_chance": {words: number}}
-    write_json(out / "comparison.json", comparison)
+    write_json(out / COMPARISON, comparison)
     return comparison

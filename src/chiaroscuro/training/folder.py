@@ -36,6 +36,7 @@ from chiaroscuro.modeling import (
 
 RESULTS = "results.json"
 METRICS = "metrics.jsonl"
+COMPARISON = "comparison.json"  # beside the runs that `compare` trained
 PLAN = "plan.json"
 CHECKPOINTS = "checkpoints"
 
