@@ -5,6 +5,7 @@ all else is not settled. What is so, but not by as much as was claimed, holds in
 where the interval does not reach that size and does not lie wholly on its side of zero.
 """
 
+import statistics
 from dataclasses import dataclass
 
 from chiaroscuro.studies.evidence import Difference, Finished, difference
@@ -48,6 +49,12 @@ def shown(study: Finished, arm: str, text: str | None = None) -> str:
     measure = measure_of(row)
     scale = 100 if measure == "accuracy" else 1
     return f"{scale * row[measure]['mean']:.2f} ± {scale * row[measure]['deviation']:.2f}"
+
+
+def by_rate(study: Finished, arm: str) -> str:
+    """The mean test perplexity of an arm at each of the learning rates that it was tried at."""
+    means = {rate: statistics.mean(each["perplexity"] for each in runs) for rate, runs in study.searched[arm].items()}
+    return ", ".join(f"{mean:.1f} at {rate:g}" for rate, mean in means.items())
 
 
 def gained(found: Difference) -> str:

@@ -14,7 +14,7 @@ from chiaroscuro.studies.budgets import (
     UPPER,
 )
 from chiaroscuro.studies.evidence import Difference, Finished, difference
-from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, compared, gained, shown, sized
+from chiaroscuro.studies.findings import OPEN, Finding, Studies, as_good, by_rate, compared, gained, shown, sized
 from chiaroscuro.studies.paper_findings import DCT_GAIN
 from chiaroscuro.studies.table import on_text
 
@@ -29,6 +29,19 @@ def _on_both_texts(
     table, own = compared(pairs)
     further, other = compared(pairs, "wikitext")
     return table + further[1:], own, other
+
+
+def of_the_demo(studies: Studies) -> Finding:
+    study = studies["demo_seeds"]
+    table, (found,) = compared([(study, "chiar", TWIN)])
+    return Finding(
+        as_good([found], AS_GOOD),
+        [
+            f"`chiar` against its twin: {found}. By learning rate, with the first seed: {by_rate(study, 'chiar')} of "
+            f"`chiar`, {by_rate(study, TWIN)} of its twin."
+        ],
+        table,
+    )
 
 
 def half_of_the_attention(studies: Studies) -> Finding:

@@ -1,6 +1,5 @@
 """The rules by which the claims of the paper, and the controls that it lacks, are judged."""
 
-import statistics
 from itertools import combinations
 
 from chiaroscuro.flops import planned_flops
@@ -15,6 +14,7 @@ from chiaroscuro.studies.findings import (
     Finding,
     Studies,
     as_good,
+    by_rate,
     compared,
     gained,
     in_both,
@@ -73,17 +73,11 @@ def _large_text(studies: Studies) -> Finished:
 
 def _by_rate(study: Finished, baseline: str, routed: str) -> str:
     """The mean test perplexities of both at the learning rates that they were tried at."""
-
-    def tried(arm: str) -> str:
-        means = {
-            rate: statistics.mean(each["perplexity"] for each in runs) for rate, runs in study.searched[arm].items()
-        }
-        return ", ".join(f"{mean:.1f} at {rate:g}" for rate, mean in means.items())
-
     seeds = study.study.tuning_seeds
     told = f"{seeds} seeds" if seeds > 1 else "one seed"
     return (
-        f"By learning rate (`{study.study.name}`, {told}): {tried(baseline)} of the baseline, {tried(routed)} routed."
+        f"By learning rate (`{study.study.name}`, {told}): {by_rate(study, baseline)} of the baseline, "
+        f"{by_rate(study, routed)} routed."
     )
 
 
