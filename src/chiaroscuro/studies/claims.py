@@ -145,7 +145,7 @@ CLAIMS = (
         "seeds.",
         ("demo_seeds",),
         own.of_the_demo,
-        "More than two minutes.",
+        "More seeds, or more than two minutes, after which runs are less a matter of chance.",
     ),
     Claim(
         "Ours: full attention's quality, within two per cent, at half of its attention",
