@@ -120,21 +120,24 @@ def serve(
     except ImportError as error:
         raise ValueError(f"the page needs gradio: pip install 'chiaroscuro[app]' ({error})") from error
 
-    note, folders = "", runs or room.last_runs(Path("runs"))
-    for folder in folders:
+    for folder in runs or ():
         if not (folder / "config.json").is_file():
             raise ValueError(f"no run folder at {folder}")
-    if not runs and folders:
-        note = f"Showing the last run found, {folders[0]}."
-    if not folders:
-        from chiaroscuro.training import TrainingPlan, prepare, train
-
-        folders = [free_folder("demo")]
-        note = f"No run was given and none found, so a small model was trained on Shakespeare's plays: {folders[0]}."
-        print("No run given and none found: training a small one, about a minute.")
-        plan = TrainingPlan()
-        train(plan, prepare(plan), folders[0])
+    folders, note = (runs, "") if runs else _found_or_trained(room.last_runs(Path("runs")))
     page = room.build(room.Shelf(folders), note)
     address = room.serve(page, host, port)
     print(f"{note} The page: {address} (Ctrl-C ends it)".strip(), flush=True)
     page.block_thread()
+
+
+def _found_or_trained(found: list[Path]) -> tuple[list[Path], str]:
+    """What is shown where no run was given, and what there is to say of it."""
+    if found:
+        return found, f"Showing the last run found, {found[0]}."
+    from chiaroscuro.training import TrainingPlan, prepare, train
+
+    folder = free_folder("demo")
+    print("No run given and none found: training a small one, about a minute.")
+    plan = TrainingPlan()
+    train(plan, prepare(plan), folder)
+    return [folder], f"No run was given and none found, so a small model was trained on Shakespeare's plays: {folder}."
