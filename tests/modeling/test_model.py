@@ -253,6 +253,16 @@ def test_low_precision_stays_close_to_float32(recipe, dtype):
     assert float((low.float() - full).abs().mean()) < 0.1 * float(full.abs().mean())
 
 
+@pytest.mark.parametrize("router", [name for name in ROUTERS if name != "soft"])
+@pytest.mark.parametrize("dispatch", ["dense", "sparse"])
+def test_every_router_routes_in_half_precision(router, dispatch):
+    model = ChiarForCausalLM(tiny_config("chiar", router=router, dispatch=dispatch)).bfloat16().train()
+    output = model(ids(2, 9), labels=ids(2, 9))
+    output.loss.backward()
+    assert output.logits.dtype == torch.bfloat16
+    assert torch.isfinite(output.loss)
+
+
 @every_recipe_and_router
 def test_training_under_autocast_gives_finite_gradients_and_close_logits(recipe, router):
     model = ChiarForCausalLM(tiny_config(recipe, router=router)).train()

@@ -349,6 +349,37 @@ def test_weights_that_are_fetched_when_they_are_needed_give_the_same(name):
 
 
 @every_model
+def test_a_model_that_was_spread_over_devices_is_refused(name):
+    model = build(name)
+    accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    with pytest.raises(ValueError, match=r"layer 1 has a forward method of its own.*retrofit it before"):
+        retrofit(model)
+
+
+def test_weights_that_are_not_here_are_refused():
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    with pytest.raises(ValueError, match="weights that are kept elsewhere cannot be checked"):
+        retrofit(model)
+    assert not hasattr(model.config, "chiaroscuro")
+
+
+@every_model
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_in_mixed_precision_is_close_to_that_in_single(name, checkpointing):
+    model = half(name).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    text, found = ids(2, 24), {}
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = model(text, labels=text, use_cache=False).loss
+        loss.backward()
+        found[precision] = float(loss)
+    assert found[torch.bfloat16] == pytest.approx(found[torch.float32], rel=0.05)
+
+
+@every_model
 def test_a_pickled_model_is_the_same(name):
     model, file = half(name), io.BytesIO()
     torch.save(model, file)

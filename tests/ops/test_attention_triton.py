@@ -9,6 +9,7 @@ from tests.ops.test_attention import expected_attention, inputs
 
 pytest.importorskip("triton", reason="the kernels for GPUs are tested where Triton is installed")
 from chiaroscuro.ops import attention_triton  # noqa: E402
+from chiaroscuro.ops.accelerator import has_triton  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -25,6 +26,14 @@ def run(q, k, v, visible, valid, gradient):
     lse = attention_triton.forward(q, k, v, visible, valid, out)
     gradients = attention_triton.backward(gradient, q, k, v, out, lse, visible, valid)
     return out.cpu(), [x.cpu() for x in gradients]
+
+
+@pytest.mark.parametrize(("told", "used"), [("0", False), ("1", True), (None, True)])
+def test_kernels_of_our_own_can_be_switched_off(told, used, monkeypatch):
+    monkeypatch.delenv("CHIAROSCURO_TRITON", raising=False)
+    if told is not None:
+        monkeypatch.setenv("CHIAROSCURO_TRITON", told)
+    assert has_triton.__wrapped__() is used
 
 
 @settings(max_examples=15)
@@ -91,15 +100,17 @@ def test_what_lies_beyond_the_bounds_of_a_query_is_never_read():
     assert torch.isfinite(gradients[0]).all()
 
 
-def test_rows_that_lie_far_apart_are_found():
+@pytest.mark.parametrize("dimension", [0, 2])
+def test_rows_that_lie_far_apart_are_found(dimension):
     """Beyond 2^31 numbers, of which only the rows are ever touched."""
-    q, k, v, visible = inputs(3, 1, 20, 30, 16)
+    shape = {0: (3, 1, 20, 30, 16), 2: (1, 1, 3, 3, 16)}[dimension]
+    q, k, v, visible = inputs(*shape)
     apart = 1_100_000_000
     far = []
     for x in (q, k, v):
         space = torch.empty(2 * apart + x[0].numel(), dtype=torch.float16)
-        rows = space.as_strided(x.shape, (apart, *x.stride()[1:]))
-        far.append(rows.copy_(x.detach()))
+        strides = [apart if each == dimension else stride for each, stride in enumerate(x.stride())]
+        far.append(space.as_strided(x.shape, strides).copy_(x.detach()))
     exact = [x.double().requires_grad_() for x in far]
     expected = expected_attention(*exact, visible)
     out, _ = run(*far, visible, None, torch.ones_like(far[0]))

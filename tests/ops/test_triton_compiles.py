@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton", reason="kernels are compiled where Triton is installed")
 
-SHARED_MEMORY = 232_448  # bytes that one block may have on the H100 (compute capability 9.0)
+SHARED_MEMORY = 101_376  # bytes that one block may have on the GPUs that have least (compute capability 8.6 and 8.9)
 
 
 def test_every_kernel_compiles_and_fits_into_a_multiprocessor(tmp_path):

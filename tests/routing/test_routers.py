@@ -16,6 +16,7 @@ from chiaroscuro.routing import (
     utilisation,
     utilisation_entropy,
 )
+from chiaroscuro.routing.learned_routers import explored
 
 
 def gates(router, entropy):
@@ -249,6 +250,16 @@ def test_random_tokens_are_explored_alike():
     explored = (gates[..., 1] > 0) & (gates[..., 1] < 1)
     assert float(explored.float().mean()) == pytest.approx(router_class("benefit").EXPLORED, abs=0.01)
     assert torch.equal(gates[~explored], expected[~explored])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_whoever_is_explored_goes_to_both_operators_in_any_precision(dtype):
+    torch.manual_seed(0)
+    second, found = explored(torch.zeros(1, 200_000, dtype=dtype), 1.0, Context())
+    assert found.all()
+    assert second.dtype == dtype
+    assert ((second > 0) & (1 - second > 0)).all()
+    assert float(second.float().mean()) == pytest.approx(0.5, abs=0.005)
 
 
 def test_the_scores_are_fitted_to_the_whole_difference_that_the_second_operator_makes():

@@ -3,18 +3,20 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
 from tests.helpers import ids, tiny_model
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 
 from chiaroscuro import ChiarForCausalLM
 from chiaroscuro.mixers import RBFMixer
 from chiaroscuro.routing import ThresholdRouter
 from chiaroscuro.training import Diverged, ThresholdRefresh, TrainingPlan, compare, load_run, prepare, task_of, train
 from chiaroscuro.training.folder import alone_in
+from chiaroscuro.training.run import _trainer
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -254,11 +256,31 @@ def test_a_plan_that_cannot_work_leaves_no_folder(plan, tmp_path, change, compla
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"save_every": 0}, {"batch_size": 0}, {"seq_len": 1}, {"learning_rate": 0.0}]
+    "change",
+    [
+        *({"steps": 0}, {"save_every": 0}, {"batch_size": 0}, {"seq_len": 1}, {"learning_rate": 0.0}),
+        *({"warmup_steps": -1}, {"weight_decay": -0.1}, {"weight_decay": float("nan")}),
+    ],
 )
 def test_numbers_that_cannot_be_trained_with_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         TrainingPlan(**change)
+
+
+def test_one_process_takes_one_gpu_of_several(plan, tmp_path, monkeypatch):
+    found = TrainingArguments._setup_devices.func
+
+    def see_two(arguments):
+        device = found(arguments)
+        arguments._n_gpu = 2
+        return device
+
+    seen = cached_property(see_two)
+    seen.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", seen)
+    task = prepare(plan)
+    trainer = _trainer(plan, task.build(plan.config(task.fields())), task, tmp_path, [], sharded=False)
+    assert trainer.args.n_gpu == 1
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones_before_any_work():

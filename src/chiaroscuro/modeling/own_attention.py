@@ -85,6 +85,7 @@ class OwnAttention(Mixer):
     def _attend(self, q_BNQH: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, usable_BK: Tensor | None) -> Tensor:
         """Query heads that share keys come as further queries, one behind the other, so that no key is copied."""
         G, Q = self.heads // self.key_heads, q_BNQH.shape[2]
+        q_BNQH, k = q_BNQH.to(v.dtype), k.to(v.dtype)  # under autocast norms of queries and keys give float32
         q = q_BNQH * (self.attention.scaling * self.attention.head_dim**0.5)
         q = q.unflatten(1, (-1, G)).transpose(2, 3).flatten(2, 3)
         dropout = self.dropout if self.attention.training else 0.0

@@ -58,6 +58,8 @@ def retrofit(
         for index in chosen:
             _route(found[index], light)
         if check:
+            if any(parameter.is_meta for parameter in model.parameters()):
+                raise ValueError("weights that are kept elsewhere cannot be checked: retrofit the model before")
             _check_same(model)
     except Exception:
         for index in chosen:
@@ -179,6 +181,8 @@ def _route(attention: Any, light: Light) -> None:
             (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta")
         ),
         "attends to another model's states": bool(getattr(config, "add_cross_attention", False)),
+        "has a forward method of its own, as when it is spread over devices (retrofit it before)": "forward"
+        in vars(attention),
         "has weights that are quantized": not any(weight.is_floating_point() for weight in attention.parameters()),
     }
     for what, it_does in otherwise.items():

@@ -1,5 +1,6 @@
 """What an accelerator has: kernels of our own, double precision, autocast, TF32."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
@@ -10,7 +11,8 @@ import torch
 
 @cache
 def has_triton() -> bool:
-    return find_spec("triton") is not None
+    """Whether kernels of our own are used on GPUs; not so with CHIAROSCURO_TRITON=0 in the environment."""
+    return os.environ.get("CHIAROSCURO_TRITON") != "0" and find_spec("triton") is not None
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -25,16 +25,18 @@ WIDEST_HEAD = 128  # of wider heads the blocks do not fit into the memory of a m
 
 
 @triton.jit
-def _head(N):
-    """Which row and head a program is for, in numbers large enough for places in tensors of more than 2^31."""
-    pair = tl.program_id(1).to(tl.int64)
-    return pair // N, pair % N
+def _place(N, size, BLOCK: tl.constexpr):
+    """Which row, head and block of `size` queries or keys a program is for, in numbers large enough for places in
+    tensors of more than 2^31. There is one axis of programs, as others may not have more than 65,535."""
+    blocks = tl.cdiv(size, BLOCK)
+    pair = (tl.program_id(0) // blocks).to(tl.int64)
+    return pair // N, pair % N, tl.program_id(0) % blocks
 
 
 @triton.jit
 def _rows(tensor, stride_b, stride_n, stride_t, b, n, t, size, h, H: tl.constexpr):
     """Rows t of one head, (block, BLOCK_H), zero beyond `size` rows and H channels."""
-    places = tensor + b * stride_b + n * stride_n + t[:, None] * stride_t + h[None, :]
+    places = tensor + b * stride_b + n * stride_n + t[:, None].to(tl.int64) * stride_t + h[None, :]
     return tl.load(places, mask=(t < size)[:, None] & (h < H)[None, :], other=0.0)
 
 
@@ -61,8 +63,8 @@ def _forward_kernel(
     HAS_VALID: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b, n = _head(N)
-    queries, h = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_H)
+    b, n, block = _place(N, Q, BLOCK_Q)
+    queries, h = block * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_H)
     seen = tl.load(visible + b * Q + queries, mask=queries < Q, other=0)
     q_tile = _rows(q, q_b, q_n, q_t, b, n, queries, Q, h, H)
     acc = tl.zeros((BLOCK_Q, BLOCK_H), tl.float32)
@@ -85,7 +87,7 @@ def _forward_kernel(
             top = new_top
     sees = (seen > 0) & (total > 0.0)
     result = tl.where(sees[:, None], acc / tl.where(sees, total, 1.0)[:, None], 0.0)
-    places = out + b * o_b + n * o_n + queries[:, None] * o_t + h[None, :]
+    places = out + b * o_b + n * o_n + queries[:, None].to(tl.int64) * o_t + h[None, :]
     tl.store(places, result.to(q_tile.dtype), mask=(queries < Q)[:, None] & (h < H)[None, :])
     logarithm = tl.where(sees, top + tl.log2(tl.where(sees, total, 1.0)), float("inf"))
     tl.store(lse + (b * N + n) * Q + queries, logarithm, mask=queries < Q)
@@ -98,8 +100,8 @@ def _query_gradient_kernel(
     HAS_VALID: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b, n = _head(N)
-    queries, h = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_H)
+    b, n, block = _place(N, Q, BLOCK_Q)
+    queries, h = block * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_H)
     seen = tl.load(visible + b * Q + queries, mask=queries < Q, other=0)
     q_tile = _rows(q, q_b, q_n, q_t, b, n, queries, Q, h, H)
     g_tile = _rows(gradient, g_b, g_n, g_t, b, n, queries, Q, h, H)
@@ -131,13 +133,13 @@ def _key_gradient_kernel(
     HAS_VALID: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b, n = _head(N)
-    keys, h = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H)
+    b, n, block = _place(N, K, BLOCK_K)
+    keys, h = block * BLOCK_K + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H)
     k_tile = _rows(k, k_b, k_n, k_t, b, n, keys, K, h, H)
     v_tile = _rows(v, v_b, v_n, v_t, b, n, keys, K, h, H)
     of_keys = tl.zeros((BLOCK_K, BLOCK_H), tl.float32)
     of_values = tl.zeros((BLOCK_K, BLOCK_H), tl.float32)
-    begin = tl.load(first + b * tl.num_programs(0) + tl.program_id(0)) // BLOCK_Q * BLOCK_Q
+    begin = tl.load(first + b * tl.cdiv(K, BLOCK_K) + block) // BLOCK_Q * BLOCK_Q
     for start in range(begin, Q, BLOCK_Q):
         queries = start + tl.arange(0, BLOCK_Q)
         seen = tl.load(visible + b * Q + queries, mask=queries < Q, other=0)
@@ -166,12 +168,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, visible_BQ: Tensor, key_valid_BK: T
     q, k, v = (_channels_together(x) for x in (q, k, v))
     lse = q.new_empty(B, N, Q, dtype=torch.float32)
     options = _options(q, key_valid_BK)
-    grid = (triton.cdiv(Q, options["BLOCK_Q"]), B * N)
     if Q:
-        _forward_kernel[grid](
-            q, k, v, *_masks(visible_BQ, key_valid_BK, K), out, lse, *_strides(q, k, v, out), N, Q, K,
-            H**-0.5 * LOG2_E, **options,
-        )  # fmt: skip
+        with torch.cuda.device_of(q):
+            _forward_kernel[(triton.cdiv(Q, options["BLOCK_Q"]) * B * N,)](
+                q, k, v, *_masks(visible_BQ, key_valid_BK, K), out, lse, *_strides(q, k, v, out), N, Q, K,
+                H**-0.5 * LOG2_E, **options,
+            )  # fmt: skip
     return lse
 
 
@@ -200,24 +202,27 @@ def backward(
     first = torch.searchsorted(visible_BQ.cummax(1).values, starts.contiguous(), right=True)
     scales = (H**-0.5 * LOG2_E, H**-0.5)
     strides = _strides(q, k, v, gradient)
-    _query_gradient_kernel[(triton.cdiv(Q, options["BLOCK_Q"]), B * N)](
-        q, k, v, gradient, visible_BQ, valid, lse, delta, of_q, *strides, N, Q, K, *scales, **options
-    )
-    _key_gradient_kernel[(triton.cdiv(K, options["BLOCK_K"]), B * N)](
-        q, k, v, gradient, visible_BQ, valid, lse, delta, first, of_k, of_v, *strides, N, Q, K, *scales, **options
-    )
+    with torch.cuda.device_of(q):
+        _query_gradient_kernel[(triton.cdiv(Q, options["BLOCK_Q"]) * B * N,)](
+            q, k, v, gradient, visible_BQ, valid, lse, delta, of_q, *strides, N, Q, K, *scales, **options
+        )
+        _key_gradient_kernel[(triton.cdiv(K, options["BLOCK_K"]) * B * N,)](
+            q, k, v, gradient, visible_BQ, valid, lse, delta, first, of_k, of_v, *strides, N, Q, K, *scales, **options
+        )
     return of_q, of_k, of_v
 
 
 def _options(q: Tensor, key_valid_BK: Tensor | None) -> dict[str, Any]:
     H = q.shape[3]
     exact = q.dtype == torch.float32 and not rounds_to_tf32(q.device)
+    # Four tiles of a block fit into the 99 KB of a consumer's multiprocessor.
+    block = 64 if q.dtype != torch.float32 else 32 if H <= 64 else 16
     return {
         "HAS_VALID": key_valid_BK is not None,
         "H": H,
         "BLOCK_H": max(16, triton.next_power_of_2(H)),
-        "BLOCK_Q": 32 if q.dtype == torch.float32 else 64,
-        "BLOCK_K": 32 if q.dtype == torch.float32 else 64,
+        "BLOCK_Q": block,
+        "BLOCK_K": block,
         "PRECISION": "ieee" if exact else "tf32",
     }
 

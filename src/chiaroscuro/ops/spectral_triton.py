@@ -82,10 +82,11 @@ def spectrum(x_MD: Tensor, matrix_DP: Tensor, dc_weight: float) -> tuple[Tensor,
     tiny = torch.finfo(torch.float32).tiny
     if M:
         options = _options(x_MD)
-        _spectrum_kernel[(triton.cdiv(M, options["BLOCK_M"]),)](
-            x_MD.contiguous(), matrix_DP, X, entropy, M, dc_weight, math.sqrt(tiny), tiny, 1.0 / math.log(max(D, 2)),
-            D=D, P=P, **options,
-        )  # fmt: skip
+        with torch.cuda.device_of(x_MD):
+            _spectrum_kernel[(triton.cdiv(M, options["BLOCK_M"]),)](
+                x_MD.contiguous(), matrix_DP, X, entropy, M, dc_weight, math.sqrt(tiny), tiny,
+                1.0 / math.log(max(D, 2)), D=D, P=P, **options,
+            )  # fmt: skip
     return X, entropy
 
 
@@ -99,10 +100,11 @@ def inverse(X_MP: Tensor, matrix_DP: Tensor, w_P: Tensor | None, chosen_M: Tenso
         options = _options(X_MP)
         # Without weights or a choice the kernel is given something that it does not read.
         weights, chosen = matrix_DP if w_P is None else w_P, matrix_DP if chosen_M is None else chosen_M
-        _inverse_kernel[(triton.cdiv(M, options["BLOCK_M"]), triton.cdiv(D, options["BLOCK_D"]))](
-            X_MP.contiguous(), matrix_DP, weights, chosen, x, M,
-            CHOSEN=chosen_M is not None, WEIGHTED=w_P is not None, D=D, P=P, **options,
-        )  # fmt: skip
+        with torch.cuda.device_of(X_MP):
+            _inverse_kernel[(triton.cdiv(M, options["BLOCK_M"]), triton.cdiv(D, options["BLOCK_D"]))](
+                X_MP.contiguous(), matrix_DP, weights, chosen, x, M,
+                CHOSEN=chosen_M is not None, WEIGHTED=w_P is not None, D=D, P=P, **options,
+            )  # fmt: skip
     return x
 
 

@@ -51,7 +51,7 @@ class LearnedRouter(ThresholdRouter):
         score_BT = self.score(x_BTD, entropy_BT)
         choice_BT = self.choose(score_BT, context)
         second_BT = (score_BT - self.thresholds.to(score_BT.dtype).mean()).sigmoid()
-        return straight_through(torch.stack((1 - second_BT, second_BT), dim=-1), choice_BT)
+        return straight_through(torch.stack((1 - second_BT, second_BT), dim=-1), choice_BT).to(x_BTD.dtype)
 
 
 class BenefitRouter(LearnedRouter):
@@ -79,11 +79,15 @@ class BenefitRouter(LearnedRouter):
 
 def explored(second_BT: Tensor, part: float, context: Context) -> tuple[Tensor, Tensor]:
     """Gates of the second operator, those of a `part` of the tokens drawn anew from [0, 1], and which tokens these are:
-    any but padding."""
-    explored_BT = torch.rand_like(second_BT) < part
+    any but padding. A drawn gate is neither end itself, also as half precision rounds it: an operator with a gate of
+    zero is not run, and nothing would be found out about it."""
+    precise_BT = second_BT.to(torch.promote_types(second_BT.dtype, torch.float32))
+    explored_BT = torch.rand_like(precise_BT) < part
     if context.valid_BT is not None:
         explored_BT = explored_BT & context.valid_BT.bool()
-    return torch.where(explored_BT, torch.rand_like(second_BT), second_BT), explored_BT
+    end = torch.finfo(second_BT.dtype).eps
+    drawn_BT = torch.rand_like(precise_BT).clamp(end, 1 - end).to(second_BT.dtype)
+    return torch.where(explored_BT, drawn_BT, second_BT), explored_BT
 
 
 class _FittedToGain(torch.autograd.Function):

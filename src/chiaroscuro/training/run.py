@@ -268,6 +268,8 @@ def _trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    # Several GPUs of one process would be nn.DataParallel's, which knows nothing of traces; torchrun takes them all.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = task.trainer(
         model=model,
         args=arguments,
