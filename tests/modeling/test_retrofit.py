@@ -296,6 +296,19 @@ def test_texts_packed_into_one_row_are_refused():
         model(ids(1, 24), attention_mask=mask[None, None])
 
 
+@every_model
+def test_texts_that_are_told_apart_by_their_positions_are_refused(name):
+    model, packed = half(name), torch.cat((torch.arange(12), torch.arange(12)))[None]
+    with pytest.raises(ValueError, match="position_ids start again within a row"):
+        model(ids(1, 24), position_ids=packed)
+    with pytest.raises(ValueError, match="cu_seq_lens_q: several texts packed into one"):
+        model(ids(1, 24), cu_seq_lens_q=torch.tensor([0, 12, 24]))
+    padded = torch.tensor([[0] * 4 + [1] * 20])
+    model(ids(1, 24), attention_mask=padded, position_ids=(padded.cumsum(1) - 1).masked_fill(padded == 0, 1))
+    set_share(model, 1.0, ids(4, 96))
+    model(ids(1, 24), position_ids=packed)
+
+
 def test_a_model_in_bfloat16_keeps_its_thresholds_when_saved(tmp_path):
     model = half().to(torch.bfloat16)
     for share in (0.3, 0.2):

@@ -24,6 +24,7 @@ from chiaroscuro.modeling.cache import RoutedCacheLayer
 from chiaroscuro.modeling.card import CARD, model_card
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.layer import ChiarLayer, RoutingTrace
+from chiaroscuro.modeling.packed import refuse_named, refuse_restarts
 from chiaroscuro.ops import rotary_tables
 from chiaroscuro.routing import MetaRouter, Router
 
@@ -35,10 +36,6 @@ class ChiarModelOutput(BaseModelOutputWithPast):
 
     routing: tuple[RoutingTrace, ...] | None = None
     meta_gate: Tensor | None = None
-
-
-_OF_PACKED_TEXTS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
-_PACKED = "several texts packed into one are not supported, as operators would mix them; give a row to each"
 
 
 class ChiarPreTrainedModel(PreTrainedModel):
@@ -130,9 +127,7 @@ class ChiarModel(ChiarPreTrainedModel):
         batch, and weights of attention asked of routed keys.
         """
         past_key_values = kwargs.pop("cache", past_key_values)  # its name in transformers from 5.24 on
-        packed = sorted(_OF_PACKED_TEXTS & set(kwargs))
-        if packed:
-            raise ValueError(f"{', '.join(packed)}: {_PACKED}")
+        refuse_named(kwargs)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         inputs_embeds = self._embed(input_ids, inputs_embeds)
@@ -296,12 +291,7 @@ def _positions(
     if position_ids is not None:
         if tuple(position_ids.shape) not in ((1, T), (B, T)):
             raise ValueError(f"position_ids must have shape ({B} or 1, {T}), got {tuple(position_ids.shape)}")
-        start_again = position_ids.diff() < 0
-        if attention_mask is not None:  # padding may have any position
-            valid_BT = attention_mask[:, past:]
-            start_again = start_again & valid_BT[:, 1:] & valid_BT[:, :-1]
-        if T > 1 and not torch.compiler.is_compiling() and start_again.any():
-            raise ValueError(f"position_ids start again within a row: {_PACKED}")
+        refuse_restarts(position_ids, None if attention_mask is None else attention_mask[:, past:])
         return position_ids
     if attention_mask is None:
         return torch.arange(past, past + T, device=device)[None]

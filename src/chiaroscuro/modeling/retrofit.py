@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from chiaroscuro.mixers import Context, DCTMixer, Mixer, NothingMixer
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model
 from chiaroscuro.modeling.own_attention import GPT2Style, LlamaStyle, OwnAttention
+from chiaroscuro.modeling.packed import refuse_named, refuse_restarts
 from chiaroscuro.ops.accelerator import rounds_to_tf32, without_autocast
 from chiaroscuro.routing import RoutedMixer, ThresholdRouter, at_share, calibrate, check_share, threshold_routers
 from chiaroscuro.routing.evaluating import evaluating
@@ -66,17 +67,23 @@ def retrofit(
             _leave(found[index])
         raise
     for each in {model, model.base_model}:
-        each.register_forward_pre_hook(_refuse_weights, with_kwargs=True)
+        each.register_forward_pre_hook(_refuse, with_kwargs=True)
     setattr(model.config, SETTINGS, {"layers": chosen, "light": light, "share": 1.0})
     return model
 
 
-def _refuse_weights(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A hook of models: raises ValueError where they are asked for weights of attention that there are not."""
+def _refuse(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A hook of models: raises ValueError where they are asked for weights of attention that there are not, or given
+    several texts in a row, of which a layer might see nothing."""
+    if all(router.share == 1.0 for router in threshold_routers(model)):
+        return
     asked = kwargs.get("output_attentions")
-    wanted = model.config.output_attentions if asked is None else asked
-    if wanted and any(router.share != 1.0 for router in threshold_routers(model)):
+    if model.config.output_attentions if asked is None else asked:
         raise ValueError("output_attentions: a retrofitted layer has no weights for the tokens that do not attend")
+    refuse_named(kwargs)
+    positions, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
+    if positions is not None and (mask is None or getattr(mask, "ndim", 0) == 2):  # not from masks made for layers
+        refuse_restarts(positions, None if mask is None else mask[:, -positions.shape[1] :].bool())
 
 
 def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> None:
