@@ -12,7 +12,7 @@ from chiaroscuro.studies.study import Arm, Study, StudyRun
 from chiaroscuro.studies.table import markdown, rows
 
 _OF_THE_PAPER = (CONTROLS, VOCABULARY, ABLATION, RATES, COLLAPSE, SMALL_TEXT, LISTOPS_FLAT, IMDB, MIXED)
-STUDIES = {study.name: study for study in (SMOKE, DEMO, *_OF_THE_PAPER, HALF, DEEPER, BUDGETS, RECALL)}
+STUDIES = {study.name: study for study in (SMOKE, *_OF_THE_PAPER, DEMO, HALF, DEEPER, BUDGETS, RECALL)}
 
 
 def study_named(name: str) -> Study:
