@@ -54,7 +54,7 @@ def half_of_the_attention(studies: Studies) -> Finding:
         [
             f"Attention in the upper two of five layers only, against four layers with attention: {own[0]}, on "
             f"WikiText's text {other[0]}, with post-norm {own[1]} and {other[1]}. Attention in five layers, with "
-            f"narrower feed-forward networks (a quarter more attention, though the study's table has its FLOPs to "
+            "narrower feed-forward networks (a quarter more attention, though the study's table has its FLOPs to "
             f"itself), changes full attention by {own[2]} and {other[2]}, post-norm by {own[3]} and {other[3]}. The "
             "second half of the table is WikiText's.",
             f"Mean perplexities divided by full attention's: {_times(study, UPPER)}.",
@@ -129,8 +129,8 @@ def who_gets_it(studies: Studies) -> Finding:
     explored = [(f"benefit, {budget}", f"{EXPLORED}, {budget}") for budget in below_half[1:]]
     unlearned = [(f"{EXPLORED}, {budget}", f"random, {budget}") for budget in below_half[1:]]
     alike, exploring = difference(study, explored), difference(study, unlearned)
-    by_hash, hashed = (difference(study, [pair]) for pair in ((QUARTER, HASHED), (HASHED, "random, 25 %")))
-    further, _ = compared([(study, *pair) for pair in (*explored, *unlearned, (QUARTER, HASHED))])
+    by_draw = [(QUARTER, HASHED), (HASHED, "random, 25 %")]
+    further, (*_, by_hash, hashed) = compared([(study, *pair) for pair in (*explored, *unlearned, *by_draw)])
     verdict = gained(found["benefit"])
     controls = {"where random tokens are explored too": alike, "against a hash of the token": by_hash}
     apart = [f"{gained(each)} {control}" for control, each in controls.items() if gained(each) != verdict]
