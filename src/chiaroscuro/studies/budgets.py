@@ -85,7 +85,7 @@ HALF = Study(
     question="Half of the attention, or a quarter: does what is left out cost anything?",
     plan=replace(PLAN, test_on=_WIKITEXT | {"wikitext_tokenized": "wikitext-2"}),
     arms=tuple(
-        replace(arm, curves=())  # they are drawn for `budgets`, which has all their points
+        replace(arm, curves=())  # too few budgets for a curve, which `budgets` draws
         for arm in (
             _TWIN,
             _BY_BENEFIT,
