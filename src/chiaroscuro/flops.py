@@ -20,7 +20,7 @@ from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequence
 from chiaroscuro.ops.attention_cpu import computed_pairs
 from chiaroscuro.routing.evaluating import evaluating
 
-TOGETHER = 8  # sequences, of a batch that is measured, for all of which outputs may not fit into memory
+TOGETHER = 2048  # tokens, of a batch that is measured, for all of which outputs may not fit into memory
 
 
 def executed_flops(run: Callable[[], Any]) -> float:
@@ -54,7 +54,7 @@ def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input
     twin_config: ChiarConfig = model.config.twin()
     with torch.device(input_ids.device):
         twin = type(model)(twin_config)
-    parts = input_ids.split(TOGETHER)
+    parts = input_ids.split(max(1, TOGETHER // input_ids.shape[1]))
     planned = sum((_planned(model, part) for part in parts), start=Flops())
     full = twin.flops(*input_ids.shape)
     executed, trained = (

@@ -347,7 +347,7 @@ def test_what_goes_to_the_hub_is_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr("transformers.utils.hub.PushToHubMixin._upload_modified_files", upload)
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *args, **kwargs: SimpleNamespace(repo_id="me/it"))
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *args, **kwargs: ModelCard("It."))
+    monkeypatch.setattr("huggingface_hub.ModelCard.load", lambda *args, **kwargs: ModelCard("It."))
     model = tiny_model()
     model.save_pretrained(tmp_path / "model", push_to_hub=True)
     model.config.save_pretrained(tmp_path / "config", push_to_hub=True)

@@ -153,7 +153,7 @@ def test_the_learned_router_gets_the_percentiles_of_its_score():
 
 
 def test_a_compiled_model_is_calibrated_and_overruled_like_any_other():
-    model, text = tiny_model(layer_operators=[["dct", "attention"]] * 2), ids(4, 32)
+    model, text = tiny_model(layer_operators=[["dct", "attention"]]), ids(4, 32)
     compiled = torch.compile(model, backend="eager")
     routers = [module for module in model.modules() if isinstance(module, ThresholdRouter)]
     with torch.no_grad():

@@ -199,6 +199,16 @@ def test_a_study_runs_to_its_table_and_is_not_run_again(whole, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (PLACES.results / "runs").iterdir()} == stamps
 
 
+@pytest.fixture
+def copied(whole, tmp_path, monkeypatch) -> Study:
+    """The whole study, with its results and its work, where a test may change them."""
+    study, _, folder = whole
+    for place in (PLACES.results, PLACES.work):
+        shutil.copytree(folder / place, tmp_path / place)
+    monkeypatch.chdir(tmp_path)
+    return study
+
+
 SCRIPT = """
 import pickle, signal, sys
 from chiaroscuro.studies import run_study
@@ -209,14 +219,17 @@ run_study(study, places, 2)
 
 
 @pytest.mark.parametrize("with_runs", [True, False])  # else its runs go on beside those of the next
-def test_killed_half_way_and_started_again_it_gives_the_same_table(with_runs, whole, places, tmp_path):
-    study, results, _ = whole
+def test_killed_half_way_and_started_again_it_gives_the_same_table(with_runs, whole, copied, tmp_path):
+    study, places, results = copied, PLACES, whole[1]
+    for name in list(results)[1:]:
+        (places.results / "runs" / f"{name}.json").unlink()
+    shutil.rmtree(places.work)
     (tmp_path / "study.pickle").write_bytes(pickle.dumps((study, places)))
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "study.pickle")]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # As soon as one run is done and another has a checkpoint.
+    # One run was done before; as soon as another has a checkpoint.
     deadline = time.monotonic() + 120
-    while not (any(places.results.glob("runs/*.json")) and any(places.work.glob("*/*seed[12]/checkpoints/*"))):
+    while not any(places.work.glob("*/*seed[12]/checkpoints/*")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
@@ -231,19 +244,17 @@ def test_killed_half_way_and_started_again_it_gives_the_same_table(with_runs, wh
         assert resumed[name]["curve"][-1] == result["curve"][-1]
 
 
-def test_results_of_other_code_data_or_plans_are_not_added_to(study, places, english, tmp_path, monkeypatch):
-    small = replace(study, arms=study.arms[:1], learning_rates=(1e-3,), seeds=(0,))
-    run_study(small, places, 1)
-    shutil.rmtree(places.results / "runs")  # as of a study that was just begun, where empty folders are not kept
-    done = run_study(small, places, 1)
+def test_results_of_other_code_data_or_plans_are_not_added_to(whole, copied, english, tmp_path, monkeypatch):
+    study, places, done = copied, PLACES, whole[1]
     with pytest.raises(ValueError, match=r"was made by another plan \(batch_size differ\): move it away"):
-        run_study(replace(small, plan=replace(study.plan, batch_size=3)), places, 1)
+        run_study(replace(study, plan=replace(study.plan, batch_size=3)), places, 1)
     changed = tmp_path / "changed.txt"
     changed.write_text(english.read_text())
-    moved = replace(small, plan=replace(small.plan, data=str(changed)))
+    moved = replace(study, plan=replace(study.plan, data=str(changed)))
     assert run_study(moved, places, 1) == done
-    more = replace(small, seeds=(0, 1))
-    assert len(run_study(more, places, 1)) == 2
+    shutil.rmtree(places.results / "runs")  # as of a study that was just begun, where empty folders are not kept
+    assert len(run_study(replace(study, seeds=(0,)), places, 1)) == 1
+    assert len(run_study(replace(study, seeds=(0, 3)), places, 1)) == 2
     changed.write_text(english.read_text() * 2)
     tokenizers = {path: path.read_bytes() for path in places.work.glob("*/tokenizer/*")}
     with pytest.raises(ValueError, match=r"results of other data, made by commit \w+"):
@@ -251,21 +262,21 @@ def test_results_of_other_code_data_or_plans_are_not_added_to(study, places, eng
     assert {path: path.read_bytes() for path in places.work.glob("*/tokenizer/*")} == tokenizers
     monkeypatch.setattr("chiaroscuro.studies.origin.code_digest", lambda: "changed")
     with pytest.raises(ValueError, match="results of other code, made by commit"):
-        run_study(small, places, 1)
+        run_study(study, places, 1)
 
 
-def test_what_other_code_or_data_began_is_not_gone_on_with(study, places):
-    small = replace(study, arms=study.arms[:1], learning_rates=(1e-3,), seeds=(0,))
-    (first,) = run_study(small, places, 1).values()
+def test_what_other_code_or_data_began_is_not_gone_on_with(whole, copied):
+    places, (name, first) = PLACES, next(iter(whole[1].items()))
+    small = replace(copied, seeds=(0,))
     shutil.rmtree(places.results)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("chiaroscuro.studies.origin.code_digest", lambda: "changed")
         with pytest.raises(ValueError, match="1 of 1 runs failed"):  # whose process finds the source as it was
             run_study(small, places, 1)
     (log,) = [log for log in places.work.glob("*/*.log") if "the source was changed" in log.read_text()]
-    assert not (log.parent / "full-attention_lr0.001_seed0").exists()
+    assert not (log.parent / name).exists()
     shutil.rmtree(places.results)
-    assert run_study(small, places, 1)["full-attention_lr0.001_seed0"]["loss"] == first["loss"]
+    assert run_study(small, places, 1)[name]["loss"] == first["loss"]
 
 
 def test_labels_and_further_tasks_are_data_too(study, tmp_path):

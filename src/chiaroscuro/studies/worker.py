@@ -1,5 +1,6 @@
 """One run of a study, as a process: `python -m chiaroscuro.studies.worker PLAN FOLDER RESULT CODE`."""
 
+import gc
 import json
 import sys
 from dataclasses import asdict
@@ -41,5 +42,6 @@ def curve(metrics: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as the command does
     plan_file, folder, result_file = map(Path, sys.argv[1:4])
     run(plan_file, folder, result_file, code=sys.argv[4])
