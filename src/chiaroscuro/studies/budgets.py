@@ -77,7 +77,9 @@ _BY_ROUTED_KEYS = _arm(ROUTED_KEYS, "nnnrr", attention_keys="routed")
 _WIKITEXT = {"wikitext": "articles:wikitext-2"}
 _MIXED_PRECISION = replace(PLAN, test_on=_WIKITEXT, bf16=True)  # many runs, a third faster so
 _RATES = (4e-3, 6.3e-3, 1e-2)
-_POST_NORM_RATES = (1.6e-3, 2.5e-3, 4e-3)
+# Of arms whose best of three rates was the lowest or the highest: one more beyond it.
+_TWIN_RATES = (2.5e-3, *_RATES)
+_POST_NORM_RATES = (1.6e-3, 2.5e-3, 4e-3, 6.3e-3)
 
 # Six seeds, so that each arm has a variance of its own: full attention scatters more than the others in `controls`.
 HALF = Study(
@@ -87,7 +89,7 @@ HALF = Study(
     arms=tuple(
         replace(arm, curves=())  # too few budgets for a curve, which `budgets` draws
         for arm in (
-            _TWIN,
+            replace(_TWIN, learning_rates=_TWIN_RATES),
             _BY_BENEFIT,
             _UPPER,
             _DEEP_TWIN,
