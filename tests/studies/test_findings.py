@@ -182,6 +182,7 @@ def test_recall_holds_where_every_arm_at_half_of_the_attention_is_within_two_poi
     page = report(*place)
     assert verdict(page, title) == HOLDS
     assert "(98.80 ± 0.20 %): whole layers, 50 %, every other layer, benefit, 25 %." in page
+    assert "`chiar`, a quarter of the attention: +0.0 points [-0.5, +0.5], by seed 99.0, 98.8, 98.6 %" in page
     write(study, accuracy=good | {"whole layers, 50 %": 0.96}, noise=0.002)
     assert verdict(report(*place), title) == FAILS
     write(study, accuracy=dict.fromkeys(good, 0.25), noise=0.002)  # where the twin cannot do it either

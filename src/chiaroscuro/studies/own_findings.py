@@ -208,12 +208,14 @@ def recall(studies: Studies) -> Finding:
     half = [apart[arm] for arm in (UPPER, "every other layer")]
     within = [arm for arm, each in apart.items() if each.within(RECALL_APART)]
     can = study.table[TWIN]["accuracy"]["mean"] >= RECALLS
+    by_seed = ", ".join(f"{100 * value:.1f}" for value in study.table[QUARTER]["accuracy"]["values"])
     return Finding(
         as_good(half, RECALL_APART) if can else OPEN,
         [
             f"At half of the attention accuracy differs by {' and '.join(map(str, half))}. Within "
             f"{100 * RECALL_APART:.0f} points of full attention ({shown(study, TWIN)} %): "
-            f"{', '.join(within) or 'none'}. Full attention with post-norm against it: {found[-1]}."
+            f"{', '.join(within) or 'none'}. The recipe `chiar`, a quarter of the attention: {apart[QUARTER]}, by seed "
+            f"{by_seed} %. Full attention with post-norm against it: {found[-1]}."
         ],
         table,
     )
