@@ -152,6 +152,14 @@ def test_ratios_are_against_the_twin():
     assert flops_ratios(model, input_ids)["attention_ratio"] == pytest.approx(0.25)
 
 
+def test_ratios_of_a_few_sequences_at_a_time_are_those_of_all(monkeypatch):
+    model, input_ids = model_and_ids("spectral", B=3)
+    calibrate(model, input_ids)
+    together = flops_ratios(model, input_ids)
+    monkeypatch.setattr("chiaroscuro.flops.TOGETHER", 1)  # fewer tokens than one sequence has
+    assert flops_ratios(model, input_ids) == pytest.approx(together)
+
+
 def test_what_a_router_explores_in_training_is_planned_executed_and_told():
     model, input_ids = model_and_ids("chiar", B=4, T=256, routed_share=0.25)
     calibrate(model, input_ids)
