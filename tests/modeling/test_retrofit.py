@@ -46,7 +46,7 @@ from chiaroscuro import load_retrofitted, retrofit, set_share
 from chiaroscuro.analysis import audit
 from chiaroscuro.flops import executed_forward_flops
 from chiaroscuro.routing import ThresholdRouter, threshold_routers
-from chiaroscuro.training import ShareSchedule
+from chiaroscuro.training import ThresholdRefresh
 
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "bos_token_id": 0}
 SIZES |= {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 256, "eos_token_id": None}
@@ -236,22 +236,23 @@ def causal(batch, head, query, key):
     return query >= key
 
 
-def test_a_schedule_goes_on_with_the_share_that_it_had_come_to(tmp_path):
+def test_a_dense_start_goes_on_with_the_share_that_it_had_come_to(tmp_path):
     def train(stop: int, resume: bool) -> list[float]:
         model = retrofit(build("llama"))
+        set_share(model, 0.25, ids(4, 48))
         arguments = TrainingArguments(
             str(tmp_path), max_steps=9, save_steps=5, per_device_train_batch_size=1, report_to="none", use_cpu=True
         )
         shares = Shares(stop)
-        schedule = ShareSchedule(ids(4, 48), share=0.25, steps=4, every=4)
+        schedule = ThresholdRefresh(ids(4, 48), every=4, dense_steps=8)
         texts = [{"input_ids": row, "labels": row} for row in ids(9, 16)]
         Trainer(model, arguments, train_dataset=texts, callbacks=[schedule, shares]).train(
             resume_from_checkpoint=resume
         )
         return [*shares.seen, model.config.chiaroscuro["share"]]
 
-    assert train(stop=5, resume=False) == [0.25] * 6
-    assert train(stop=9, resume=True) == [0.25] * 5
+    assert train(stop=5, resume=False) == [1.0] * 4 + [0.625, 0.25]
+    assert train(stop=9, resume=True) == [0.625] * 3 + [0.25] * 2
 
 
 class Shares(TrainerCallback):

@@ -24,10 +24,10 @@ class RandomRouter(BudgetRouter):
         if context.ids_BT is not None:
             mixed = mixed + _of_ids(context.ids_BT)
         hashed = _mix_bits(mixed) & 0x7FFFFFFF
-        if self.share is None:
+        if self.num_operators > 2:
             choice_BT = hashed * self.num_operators // 2**31
         else:
-            choice_BT = (hashed < self.share * 2**31).long()
+            choice_BT = (hashed < self.shares[-1] * 2**31).long()
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
@@ -77,11 +77,11 @@ class InterleavedRouter(BudgetRouter):
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         positions_BT = _positions(x_BTD, context) + self.layer
-        if self.share is None:
+        if self.num_operators > 2:
             choice_BT = positions_BT % self.num_operators
         else:
-            seen_BT = positions_BT.to(most_precise(positions_BT.device))
-            choice_BT = (((seen_BT + 1) * self.share).floor() - (seen_BT * self.share).floor()).long()
+            share, seen_BT = self.shares[-1], positions_BT.to(most_precise(positions_BT.device))
+            choice_BT = (((seen_BT + 1) * share).floor() - (seen_BT * share).floor()).long()
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 

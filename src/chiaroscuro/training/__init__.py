@@ -1,6 +1,7 @@
 """Training runs and the folders they leave."""
 
 from chiaroscuro.training.compare import compare
+from chiaroscuro.training.dense_start import DenseStart
 from chiaroscuro.training.folder import (
     COMPARISON,
     METRICS,
@@ -17,10 +18,11 @@ from chiaroscuro.training.plan import SMALL, TrainingPlan, sizes_of
 from chiaroscuro.training.ranks import ranks
 from chiaroscuro.training.run import Stopped, started_plan, train
 from chiaroscuro.training.task import LanguageModelling, Task
-from chiaroscuro.training.trainer import Diverged, NotSaved, ShareSchedule, ThresholdRefresh
+from chiaroscuro.training.trainer import Diverged, NotSaved, ThresholdRefresh
 
 __all__ = [
     "COMPARISON",
+    "DenseStart",
     "Diverged",
     "LanguageModelling",
     "METRICS",
@@ -29,7 +31,6 @@ __all__ = [
     "RESULTS",
     "Run",
     "SMALL",
-    "ShareSchedule",
     "Stopped",
     "Task",
     "ThresholdRefresh",

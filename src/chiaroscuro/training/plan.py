@@ -37,6 +37,8 @@ class TrainingPlan:
     test_on: further texts by name, with the source of each, that a language model is measured on once it is trained
         (`chiaroscuro.data.load_other_text`).
     calibrate_every: steps between two calibrations of the thresholds on validation text.
+    dense_steps: over so many steps the share of tokens that attend is lowered evenly from all to the share that
+        the configuration gives (`routed_share`).
     save_every: steps between checkpoints, None for none.
     bf16: products in bfloat16, weights and optimiser in float32 (mixed precision).
     fields: fields of `ChiarConfig` that differ from the recipe's.
@@ -58,6 +60,7 @@ class TrainingPlan:
     mixed: dict[str, str] = field(default_factory=dict)
     test_on: dict[str, str] = field(default_factory=dict)
     calibrate_every: int = 20
+    dense_steps: int = 0
     save_every: int | None = None
     bf16: bool = False
     fields: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
@@ -93,6 +96,10 @@ class TrainingPlan:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0 <= self.dense_steps <= self.steps:
+            raise ValueError(
+                f"dense_steps must lie in [0, {self.steps}], the steps of training, got {self.dense_steps}"
+            )
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be a number from 0 on, got {self.weight_decay}")
         if not 0 <= self.seed < 2**32:

@@ -20,6 +20,7 @@ from chiaroscuro.ops import NotFinite
 from chiaroscuro.routing import calibrate
 from chiaroscuro.training.card import run_card
 from chiaroscuro.training.checkpoints import discard_drafts, last_whole, steps_of
+from chiaroscuro.training.dense_start import DenseStart, training_ratio
 from chiaroscuro.training.folder import (
     CHECKPOINTS,
     METRICS,
@@ -176,7 +177,7 @@ def _measured(plan: TrainingPlan, model: Any, task: Task) -> dict[str, Any]:
         "tasks": test.tasks,
         "validation": asdict(validation),
         "test_on": {name: _on_further_text(model, task, name) for name in plan.test_on},
-        "flops": _spent(model, task, "test"),
+        "flops": _spent(model, task, "test") | _spent_in_training(plan, model, task),
         "routing": test.routing,
         "plan": asdict(plan),
         "versions": versions(),
@@ -192,6 +193,15 @@ def _on_further_text(model: Any, task: Task, name: str) -> dict[str, Any]:
 def _spent(model: Any, task: Task, split: str) -> dict[str, float]:
     """The ratios of FLOPs on windows of a split, or of a further text."""
     return flops_ratios(model, task.sample(split, FLOPS_TOKENS).to(model.device))
+
+
+def _spent_in_training(plan: TrainingPlan, model: Any, task: Task) -> dict[str, float]:
+    """What the ratios of the trained model do not say of its training, that more tokens attended at first."""
+    if not plan.dense_steps:
+        return {}
+    start = DenseStart(model, plan.dense_steps, plan.calibrate_every)
+    texts = (text.to(model.device) for text in (task.sample("test", FLOPS_TOKENS), task.calibration_text()))
+    return {"training_ratio": training_ratio(model, start, plan.steps, *texts)}
 
 
 def _begin(plan: TrainingPlan, out: Path) -> None:
@@ -276,7 +286,7 @@ def _trainer(
         train_dataset=task.examples["train"],
         data_collator=task.collate,
         callbacks=[
-            ThresholdRefresh(task.calibration_text(), plan.calibrate_every),
+            ThresholdRefresh(task.calibration_text(), plan.calibrate_every, dense_steps=plan.dense_steps),
             MetricsFile(out / METRICS),
             *callbacks,
         ],

@@ -14,14 +14,14 @@ import torch
 from rich.progress import TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from chiaroscuro.modeling.retrofit import keep_share, set_share
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.progress import bar
 from chiaroscuro.routing import calibrate, threshold_routers, utilisation, utilisation_entropy
 from chiaroscuro.training.checkpoints import DRAFTS, discard_drafts, last_whole, settle
+from chiaroscuro.training.dense_start import DenseStart
 from chiaroscuro.training.folder import seconds_trained
 from chiaroscuro.training.ranks import ranks
 
@@ -119,49 +119,39 @@ class ThresholdRefresh(TrainerCallback):
     Embeddings move, and with them the entropies; thresholds left alone would soon send all tokens one way. They change
     between steps only and stay as they are in evaluation. Before the first step the mixers start from data as well,
     which a model that was trained before does without (`fit_mixers=False`).
+
+    Over the first `dense_steps` steps the share of tokens that attend is lowered evenly from all of them to each
+    router's own (`chiaroscuro.training.DenseStart`). Raises ValueError when training begins if no router keeps to one.
     """
 
-    def __init__(self, input_ids_BT: Tensor, every: int, fit_mixers: bool = True):
+    def __init__(self, input_ids_BT: Tensor, every: int = 20, fit_mixers: bool = True, dense_steps: int = 0):
         self.input_ids_BT = input_ids_BT
         self.every = every
         self.fit_mixers = fit_mixers
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step % self.every == 0:
-            model: nn.Module = kwargs["model"]
-            fit_mixers = self.fit_mixers and state.global_step == 0
-            calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers)
-
-
-class ShareSchedule(TrainerCallback):
-    """Lowers the share of tokens that a retrofitted model (`chiaroscuro.retrofit`) attends for, evenly from one to
-    `share` over the first `steps` steps, and finds the thresholds for it on held-out text every `every` steps."""
-
-    def __init__(self, input_ids_BT: Tensor, share: float, steps: int, every: int = 20):
-        self.input_ids_BT = input_ids_BT
-        self.share = share
-        self.steps = steps
-        self.every = every
+        self.dense_steps = dense_steps
+        self.dense_start: DenseStart | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A run that goes on finds its thresholds in the checkpoint, but not the share that they are for."""
-        since_last = state.global_step % self.every
-        if since_last:
-            keep_share(kwargs["model"], self._share_from(state.global_step - since_last))
-
-    def _share_from(self, step: int) -> float:
-        return 1.0 - (1.0 - self.share) * min(1.0, (step + self.every) / self.steps)
+        if self.dense_steps:
+            self.dense_start = DenseStart(kwargs["model"], self.dense_steps, self.every)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        model: nn.Module = kwargs["model"]
+        if self.dense_start is not None:  # at every step: a run that goes on finds its thresholds saved, not the shares
+            self.dense_start.set(self.dense_start.part(state.global_step))
         if state.global_step % self.every == 0:
-            model: PreTrainedModel = kwargs["model"]
-            set_share(model, self._share_from(state.global_step), self.input_ids_BT.to(model.device))
+            fit_mixers = self.fit_mixers and state.global_step == 0
+            calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.dense_start is not None:
+            self.dense_start.set(0.0)
 
 
 class MetricsFile(TrainerCallback):
