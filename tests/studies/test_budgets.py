@@ -8,7 +8,18 @@ import torch
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM
 from chiaroscuro.flops import planned_flops
-from chiaroscuro.studies.budgets import BUDGETS, DEEP_TWIN, DEEPER, HALF, QUARTER, RECALL, ROUTERS, TWIN, UPPER
+from chiaroscuro.studies.budgets import (
+    BUDGETS,
+    DEEP_TWIN,
+    DEEPER,
+    DENSE_START,
+    HALF,
+    QUARTER,
+    RECALL,
+    ROUTERS,
+    TWIN,
+    UPPER,
+)
 from chiaroscuro.studies.figures import _budgets
 
 RUNS = [run for study in (HALF, DEEPER, BUDGETS, RECALL) for run in {run.arm: run for run in study.search()}.values()]
@@ -52,7 +63,8 @@ def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
     for axes, least in zip(panels, (50, 250), strict=False):
         assert axes.get_ylabel() == measure
         curves = {container.get_label(): container.lines[0].get_data() for container in axes.containers}
-        assert set(curves) - {"whole layers, post-norm"} == {*ROUTERS, "whole layers"}
+        dense = {f"{DENSE_START}benefit", f"{DENSE_START}interleaved"}
+        assert set(curves) - {"whole layers, post-norm"} == {*ROUTERS, *dense, "whole layers"}
         assert list(curves.pop("whole layers, post-norm", ([0.25, 0.5, 1.0], []))[0]) == [0.25, 0.5, 1.0]
         for name, (x, y) in curves.items():
             budgets = {spent(arm.name) for arm in study.arms if name in arm.curves}
@@ -85,7 +97,9 @@ def test_arms_have_as_many_parameters_as_full_attention(study):
     others = {"whole layers, 75 %": 1.069, "whole layers, 25 %": 1.069}
     others |= {"with the DCT, entropy in the middle layers, 50 %": 0.932}
     for arm, count in counts.items():
-        nearly = 1e-3 if arm in (UPPER, QUARTER) else 2e-3  # a convolution, narrower networks in whole numbers
+        nearly = (
+            1e-3 if arm in (UPPER, QUARTER, f"{DENSE_START}{QUARTER}") else 2e-3
+        )  # a convolution, narrower networks in whole numbers
         assert count / full == pytest.approx(others.get(arm, 1.0), abs=nearly), arm
 
 
@@ -100,7 +114,7 @@ def test_the_arms_that_are_judged_are_the_recipes(study):
 
 
 def test_the_budgets_of_text_are_those_asked_for():
-    for router in ROUTERS:
+    for router in (*ROUTERS, f"{DENSE_START}benefit"):
         budgets = {spent(arm.name) for arm in BUDGETS.arms if router in arm.curves}
         assert budgets == {0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0}
 

@@ -6,6 +6,7 @@ and attention. A layer of nothing or of the DCT has no projections, and three of
 that attend: so three of nothing and two more are as large as four of attention.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,10 @@ DEEP_TWIN = f"five layers, {TWIN}"
 EXPLORED = "random, explored"
 HASHED = "hash of the token, 25 %"
 NO_CONVOLUTION = "no convolution, "
-_EVERY_CURVE = (*ROUTERS, LAYERS)
+DENSE_START = "dense start, "  # all tokens attend at first
+_DENSE_STEPS = 600  # of 1500, over which their share falls
+_STARTED_DENSE = ("benefit", "interleaved")  # what chiar picks, and the best control in `recall`
+_EVERY_CURVE = (*ROUTERS, *(f"{DENSE_START}{name}" for name in _STARTED_DENSE), LAYERS)
 _OPERATORS = {
     "a": ["attention"],
     "n": ["none"],
@@ -45,9 +49,18 @@ def _arm(
     return Arm(name, "full_attention", fields, curves=curves)
 
 
-def _routed(ending: str, layers: str, share: float) -> list[Arm]:
+def _routed(ending: str, layers: str, share: float, names: Iterable[str] = ROUTERS) -> list[Arm]:
     """An arm for each router."""
-    return [_arm(f"{name}, {ending}", layers, (name,), router, share) for name, router in ROUTERS.items()]
+    return [_arm(f"{name}, {ending}", layers, (name,), ROUTERS[name], share) for name in names]
+
+
+def _dense_start(arm: Arm) -> Arm:
+    return replace(
+        arm,
+        name=f"{DENSE_START}{arm.name}",
+        plan={"dense_steps": _DENSE_STEPS},
+        curves=tuple(f"{DENSE_START}{curve}" for curve in arm.curves),
+    )
 
 
 def _post_norm(arm: Arm, learning_rates: tuple[float, ...] = ()) -> Arm:
@@ -106,7 +119,12 @@ DEEPER = Study(
     name="deeper",
     question="Half of the attention, or a quarter, in twice the layers and over windows twice as long?",
     plan=replace(_MIXED_PRECISION, seq_len=512, batch_size=4),
-    arms=(_arm(TWIN, "aaaaaaaa"), _arm(UPPER, "nnnnnnaaaa"), _arm(QUARTER, "nnnnnnrrrr")),
+    arms=(
+        _arm(TWIN, "aaaaaaaa"),
+        _arm(UPPER, "nnnnnnaaaa"),
+        _arm(QUARTER, "nnnnnnrrrr"),
+        _dense_start(_arm(QUARTER, "nnnnnnrrrr")),
+    ),
     learning_rates=(1.6e-3, 2.5e-3, *_RATES[:2]),
     seeds=SEEDS,
 )
@@ -125,6 +143,10 @@ BUDGETS = Study(
         *_routed("37.5 %", "nnnrr", 0.75),
         *_routed("25 %", "nnnrr", 0.5),
         *_routed("12.5 %", "nnnrr", 0.25),
+        *map(_dense_start, _routed("75 %", "rraa", 0.5, ("benefit",))),
+        *map(_dense_start, _routed("37.5 %", "nnnrr", 0.75, ("benefit",))),
+        *map(_dense_start, _routed("25 %", "nnnrr", 0.5, _STARTED_DENSE)),
+        *map(_dense_start, _routed("12.5 %", "nnnrr", 0.25, _STARTED_DENSE)),
         _arm(f"{EXPLORED}, 25 %", "nnnrr", router="random_explored"),
         _arm(f"{EXPLORED}, 12.5 %", "nnnrr", router="random_explored", share=0.25),
         _arm(HASHED, "nnnrr", router="hash"),
@@ -158,6 +180,8 @@ RECALL = Study(
         _WITHOUT,
         *_routed("25 %", "nnnrr", 0.5),
         *_routed("12.5 %", "nnnrr", 0.25),  # in each of two layers twice as many tokens as there are questions
+        *map(_dense_start, _routed("25 %", "nnnrr", 0.5, _STARTED_DENSE)),
+        *map(_dense_start, _routed("12.5 %", "nnnrr", 0.25, _STARTED_DENSE)),
         *(_post_norm(arm) for arm in (_TWIN, _UPPER, _LAST_LAYER)),
     ),
     learning_rates=(1e-3, 2e-3, 4e-3),
