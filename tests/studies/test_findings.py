@@ -189,6 +189,24 @@ def test_recall_holds_where_every_arm_at_half_of_the_attention_is_within_two_poi
     assert verdict(report(*place), title) == OPEN
 
 
+def test_a_dense_start_is_judged_by_recall_and_by_text(write, tmp_path):
+    title, recall, text = "Ours: a dense start", STUDIES["recall"], STUDIES["budgets"]
+    place = ([recall, text], tmp_path / "results", tmp_path / "results.md")
+    started, without = "dense start, benefit, 25 %", "benefit, 25 %"
+    write(text)
+    write(recall, accuracy={"full attention": 0.99, started: 0.98, without: 0.6}, noise=0.002)
+    page = report(*place)
+    assert verdict(page, title) == f"{HOLDS} in recall; {OPEN} on text"
+    assert "by seed 98.0, 97.8, 97.6 %; without a dense start 60.0, 59.8, 59.6 %, a difference of +38.0 points" in page
+    for loss, expected in ((3.9, HOLDS), (4.1, FAILS)):
+        write(text, {f"dense start, benefit, {budget} %": loss for budget in ("75", "37.5", "25", "12.5")})
+        assert verdict(report(*place), title) == f"{HOLDS} in recall; {expected} on text"
+    write(recall, accuracy={"full attention": 0.99, started: 0.9}, noise=0.002)
+    assert verdict(report(*place), title) == f"{FAILS} in recall; {FAILS} on text"
+    write(recall, accuracy={"full attention": 0.5, started: 0.5}, noise=0.002)
+    assert verdict(report(*place), title) == f"{OPEN} in recall; {FAILS} on text"
+
+
 def test_mixed_training_costs_little_where_the_interval_ends_below_five_per_cent(write, tmp_path):
     place = ([STUDIES["mixed"]], tmp_path / "results", tmp_path / "results.md")
     for loss, expected in ((4.0, HOLDS), (4.045, OPEN), (4.1, FAILS), (3.5, HOLDS)):

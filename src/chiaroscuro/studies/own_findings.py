@@ -4,6 +4,7 @@ import statistics
 
 from chiaroscuro.studies.budgets import (
     DEEP_TWIN,
+    DENSE_START,
     EXPLORED,
     HASHED,
     NO_CONVOLUTION,
@@ -19,6 +20,7 @@ from chiaroscuro.studies.paper_findings import DCT_GAIN
 from chiaroscuro.studies.table import on_text
 
 AS_GOOD = 0.02  # of perplexity: by how much an arm that is as good may be worse
+BUDGETS_OF_CHIAR = ("75 %", "37.5 %", "25 %", "12.5 %")  # at which it is tried with a dense start and without
 RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twin that can do it at all
 
 
@@ -83,15 +85,17 @@ def a_quarter_of_it(studies: Studies) -> Finding:
 
 def in_twice_the_layers(studies: Studies) -> Finding:
     study = studies["deeper"]
-    pairs = [(study, arm, TWIN) for arm in (QUARTER, UPPER)]
+    started = f"{DENSE_START}{QUARTER}"
+    pairs = [(study, arm, TWIN) for arm in (QUARTER, started, UPPER)]
     table, own, other = _on_both_texts(pairs)
     return Finding(
         as_good([own[0], other[0]], AS_GOOD),
         [
-            f"A quarter of the attention against all: {own[0]}, on WikiText's text {other[0]}. All tokens of the upper "
-            f"four of ten layers: {own[1]} and {other[1]}. The second half of the table is WikiText's.",
-            f"Mean perplexities divided by full attention's: at a quarter {_times(study, QUARTER)}; at half "
-            f"{_times(study, UPPER)}.",
+            f"A quarter of the attention against all: {own[0]}, on WikiText's text {other[0]}; after a dense start "
+            f"{own[1]} and {other[1]}. All tokens of the upper four of ten layers: {own[2]} and {other[2]}. The second "
+            "half of the table is WikiText's.",
+            f"Mean perplexities divided by full attention's: at a quarter {_times(study, QUARTER)}; after a dense "
+            f"start {_times(study, started)}; at half {_times(study, UPPER)}.",
         ],
         table,
     )
@@ -207,15 +211,48 @@ def recall(studies: Studies) -> Finding:
     apart = dict(zip(arms, found, strict=False))
     half = [apart[arm] for arm in (UPPER, "every other layer")]
     within = [arm for arm, each in apart.items() if each.within(RECALL_APART)]
-    can = study.table[TWIN]["accuracy"]["mean"] >= RECALLS
-    by_seed = ", ".join(f"{100 * value:.1f}" for value in study.table[QUARTER]["accuracy"]["values"])
     return Finding(
-        as_good(half, RECALL_APART) if can else OPEN,
+        as_good(half, RECALL_APART) if _can_recall(study) else OPEN,
         [
             f"At half of the attention accuracy differs by {' and '.join(map(str, half))}. Within "
             f"{100 * RECALL_APART:.0f} points of full attention ({shown(study, TWIN)} %): "
             f"{', '.join(within) or 'none'}. The recipe `chiar`, a quarter of the attention: {apart[QUARTER]}, by seed "
-            f"{by_seed} %. Full attention with post-norm against it: {found[-1]}."
+            f"{_by_seed(study, QUARTER)} %. Full attention with post-norm against it: {found[-1]}."
         ],
         table,
     )
+
+
+def dense_start(studies: Studies) -> Finding:
+    text, lookup = studies["budgets"], studies["recall"]
+    started, unchosen = f"{DENSE_START}{QUARTER}", f"{DENSE_START}interleaved, 25 %"
+    by_budget = [(f"{DENSE_START}benefit, {budget}", f"benefit, {budget}") for budget in BUDGETS_OF_CHIAR]
+    in_recall = [(started, TWIN), (started, QUARTER), (started, unchosen), (unchosen, "interleaved, 25 %")]
+    of_text = [*by_budget, (started, unchosen), (started, TWIN)]
+    table, found = compared([*((lookup, *pair) for pair in in_recall), *((text, *pair) for pair in of_text)])
+    without, chosen, interleaved = found[1 : len(in_recall)]
+    gain = difference(text, by_budget)
+    costs = [text.table[arm]["training_flops"]["mean"] for arm in (started, QUARTER)]
+    answered = as_good([found[0]], RECALL_APART) if _can_recall(lookup) else OPEN
+    return Finding(
+        f"{answered} in recall; {gained(gain)} on text",
+        [
+            f"Recall at 25 %, against full attention: {found[0]}, by seed {_by_seed(lookup, started)} %; without a "
+            f"dense start {_by_seed(lookup, QUARTER)} %, a difference of {without}. What `benefit` picks against every "
+            f"second token, both after a dense start: {chosen}; every second token after one against without: "
+            f"{interleaved}.",
+            f"On text, the mean over {', '.join(BUDGETS_OF_CHIAR)}: {gain}. Training at 25 % takes {costs[0]:.3f} of "
+            f"full attention's FLOPs, without a dense start {costs[1]:.3f}.",
+        ],
+        table,
+    )
+
+
+def _can_recall(study: Finished) -> bool:
+    reached: float = study.table[TWIN]["accuracy"]["mean"]
+    return reached >= RECALLS
+
+
+def _by_seed(study: Finished, arm: str) -> str:
+    """Accuracy in per cent."""
+    return ", ".join(f"{100 * value:.1f}" for value in study.table[arm]["accuracy"]["values"])
