@@ -236,33 +236,38 @@ def causal(batch, head, query, key):
     return query >= key
 
 
-def test_a_dense_start_goes_on_with_the_share_that_it_had_come_to(tmp_path):
+def test_a_dense_start_goes_on_where_it_was_and_ends_with_the_share_that_was_set(tmp_path):
+    held_out = ids(16, 48)
+
     def train(stop: int, resume: bool) -> list[float]:
         model = retrofit(build("llama"))
-        set_share(model, 0.25, ids(4, 48))
+        set_share(model, 0.25, held_out)
         arguments = TrainingArguments(
             str(tmp_path), max_steps=9, save_steps=5, per_device_train_batch_size=1, report_to="none", use_cpu=True
         )
         shares = Shares(stop)
-        schedule = ThresholdRefresh(ids(4, 48), every=4, dense_steps=8)
+        schedule = ThresholdRefresh(held_out, every=4, dense_steps=8)
         texts = [{"input_ids": row, "labels": row} for row in ids(9, 16)]
         Trainer(model, arguments, train_dataset=texts, callbacks=[schedule, shares]).train(
             resume_from_checkpoint=resume
         )
-        return [*shares.seen, model.config.chiaroscuro["share"]]
+        attended = executed_forward_flops(model, held_out)
+        set_share(model, 0.25, held_out)
+        assert attended == executed_forward_flops(model, held_out)
+        return shares.seen
 
-    assert train(stop=5, resume=False) == [1.0] * 4 + [0.625, 0.25]
-    assert train(stop=9, resume=True) == [0.625] * 3 + [0.25] * 2
+    assert train(stop=5, resume=False) == [1.0] * 4 + [0.625]
+    assert train(stop=9, resume=True) == [0.625] * 3 + [0.25]
 
 
 class Shares(TrainerCallback):
-    """Notes the share at every step, and stops after one of them."""
+    """Notes the share to be attended for at every step, and stops after one of them."""
 
     def __init__(self, stop):
         self.stop, self.seen = stop, []
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seen += {router.share for router in threshold_routers(kwargs["model"])}
+        self.seen += {router.shares[-1] for router in threshold_routers(kwargs["model"])}
         control.should_training_stop |= state.global_step == self.stop
 
 

@@ -1,5 +1,7 @@
 """Routers: from entropy to gates."""
 
+import itertools
+
 import pytest
 import torch
 from tests.helpers import ids, tiny_model
@@ -189,6 +191,25 @@ def test_controls_keep_to_a_share_and_give_a_piece_what_they_give_the_whole(name
     assert torch.equal(again, choice[:, 777:900])
     if name == "interleaved" and share == 0.125:
         assert choice[0].nonzero().flatten().diff().unique().tolist() == [8]
+
+
+@pytest.mark.parametrize("name", ["random", "interleaved", "hash", "benefit"])
+def test_no_share_of_two_operators_is_a_half_and_a_dense_start_adds_to_it(name):
+    torch.manual_seed(0)
+    halved, without = (router_class(name)(8, 2, 1, share) for share in (0.5, None))
+    without.load_state_dict(halved.state_dict())
+    x, tokens = torch.randn(4, 500, 8), Context(ids_BT=torch.randint(500, (4, 500)))
+    assert torch.equal(halved.eval()(x, None, tokens), without.eval()(x, None, tokens))
+    chosen = []
+    for dense in (0.0, 0.25, 0.5, 1.0):
+        without.dense = dense
+        assert without.shares == (0.5 - dense / 2, 0.5 + dense / 2)
+        if isinstance(without, ThresholdRouter):
+            without.set_thresholds(*[float(without.score(x, None, tokens).quantile(without.quantiles[0])) - 1e-6] * 2)
+        chosen.append(without(x, None, tokens)[..., 1])
+        assert float(chosen[-1].mean()) == pytest.approx(without.shares[1], abs=0.04)
+    if name != "interleaved":  # which spreads each share anew
+        assert all(bool((more >= less).all()) for less, more in itertools.pairwise(chosen))
 
 
 def test_without_a_share_operators_are_expected_to_get_the_same():

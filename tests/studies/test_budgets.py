@@ -8,6 +8,7 @@ import torch
 
 from chiaroscuro import ChiarConfig, ChiarForCausalLM
 from chiaroscuro.flops import planned_flops
+from chiaroscuro.studies import STUDIES
 from chiaroscuro.studies.budgets import (
     BUDGETS,
     DEEP_TWIN,
@@ -20,7 +21,7 @@ from chiaroscuro.studies.budgets import (
     TWIN,
     UPPER,
 )
-from chiaroscuro.studies.figures import _budgets
+from chiaroscuro.studies.figures import COLOURS, LINES, _budgets
 
 RUNS = [run for study in (HALF, DEEPER, BUDGETS, RECALL) for run in {run.arm: run for run in study.search()}.values()]
 
@@ -111,6 +112,21 @@ def test_the_arms_that_are_judged_are_the_recipes(study):
         said |= {"num_hidden_layers": judged.num_hidden_layers}
         ours = ChiarConfig.from_recipe(recipe, **study.plan.fields | said)
         assert ours.to_dict() | {"recipe": plans[arm].recipe} == judged.to_dict()
+
+
+@pytest.mark.parametrize("study", [DEEPER, BUDGETS, RECALL], ids=lambda study: study.name)
+def test_a_dense_start_takes_two_fifths_of_training_and_is_all_that_its_arm_differs_in(study):
+    plans = {run.arm: run.plan for run in study.search()}
+    assert sum(arm.startswith(DENSE_START) for arm in plans) == {"deeper": 1, "budgets": 6, "recall": 4}[study.name]
+    for arm, plan in plans.items():
+        without = plans[arm.removeprefix(DENSE_START)]
+        steps = 0.4 * plan.steps if arm.startswith(DENSE_START) else 0
+        assert replace(plan, learning_rate=without.learning_rate) == replace(without, dense_steps=steps)
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
+def test_no_two_curves_look_alike(study):
+    assert len(study.arms) <= COLOURS * len(LINES)
 
 
 def test_the_budgets_of_text_are_those_asked_for():

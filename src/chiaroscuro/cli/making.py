@@ -86,7 +86,7 @@ def train(
     test_on: TestOn = None,
     eval_tokens: Annotated[int | None, typer.Option(help="held-out tokens to measure on; default: all")] = None,
     save_every: Annotated[int | None, typer.Option(help="steps between checkpoints; default: none")] = None,
-    dense_steps: Annotated[int, typer.Option(help="lower the tokens that attend from all over so many steps")] = 0,
+    dense_steps: Annotated[int, typer.Option(help="let all tokens attend at first, and fewer over so many steps")] = 0,
     resume: Annotated[bool, typer.Option(help="go on with the run in --out, by its own plan")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="mixed precision: products in bfloat16")] = False,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="under torchrun: spread weights and optimiser too")] = False,

@@ -56,8 +56,9 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     hooks = [router.register_forward_pre_hook(set_thresholds) for router in threshold_routers(model)]
     if fit_mixers:
         hooks += [m.register_forward_pre_hook(fit) for m in model.modules() if isinstance(m, Mixer)]
-    with evaluating(model), uncompiled(model), ExitStack() as stack:
-        for hook in hooks:
-            stack.enter_context(hook)
-        model(input_ids_BT)
+    if hooks:
+        with evaluating(model), uncompiled(model), ExitStack() as stack:
+            for hook in hooks:
+                stack.enter_context(hook)
+            model(input_ids_BT)
     return found

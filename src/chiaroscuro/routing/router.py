@@ -73,6 +73,9 @@ class Router(nn.Module, ABC):
 class BudgetRouter(Router):
     """Of two operators the second gets `share` of the tokens; without a share all get the same.
 
+    dense: how much of the way from all tokens to that share is still to go, which is none but in training that started
+        with all of them (`chiaroscuro.training.DenseStart`).
+
     Raises ValueError for a share outside [0, 1], and for one with another number of operators.
     """
 
@@ -83,10 +86,12 @@ class BudgetRouter(Router):
             if num_operators != 2:
                 raise ValueError(f"a share parts the tokens between two operators, not {num_operators}")
         self.share = share
+        self.dense = 0.0
 
     @property
     def shares(self) -> tuple[float, ...]:
-        return super().shares if self.share is None else (1 - self.share, self.share)
+        *others, last = super().shares if self.share is None else (1 - self.share, self.share)
+        return (*((1 - self.dense) * other for other in others), last + self.dense * (1 - last))
 
 
 class ThresholdRouter(BudgetRouter):

@@ -11,7 +11,7 @@ from chiaroscuro.studies.study import Study
 from chiaroscuro.studies.table import Row, best_runs, measure_of, on_text
 
 MARKERS = "osD^v<>PX*hd"
-LINES = ("-", "--", ":")
+LINES = ("-", "--", ":", "-.")
 COLOURS = 10  # before they come again
 BESIDE: dict[str, Any] = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # of the axes
 

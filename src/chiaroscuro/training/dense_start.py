@@ -1,6 +1,7 @@
 """A dense start: at first all tokens attend, then fewer and fewer of them, down to the share that a router is given.
 
-Which tokens need attention cannot be told before attention has learned what to do with them.
+A router can only learn which tokens need attention from attention that is worth something to some of them. (Experts are
+trained "dense to sparse" likewise: X. Nie et al., "EvoMoE", 2021.)
 """
 
 from typing import Any
@@ -14,37 +15,45 @@ from chiaroscuro.routing import BudgetRouter, calibrate
 
 class DenseStart:
     """The shares of a model's routers over training: all tokens at the first step, from step `steps` on each router's
-    own share, evenly less between, changed every `every` steps. Raises ValueError for a model in which no router parts
-    the tokens between two operators by a share."""
+    own share, evenly less between, changed every `every` steps.
+
+    Raises ValueError for a model in which no router has a share below one, and for a choice between more than two
+    operators.
+    """
 
     def __init__(self, model: nn.Module, steps: int, every: int):
-        routers = [module for module in model.modules() if isinstance(module, BudgetRouter)]
-        self.own = {router: router.shares[-1] for router in routers if router.num_operators == 2}
-        if not self.own:
-            raise ValueError("a dense start (dense_steps) is for routers that keep to a share of two operators")
+        self.routers = [module for module in model.modules() if isinstance(module, BudgetRouter)]
+        many = any(router.num_operators > 2 for router in self.routers)
+        if many or all(router.share == 1.0 for router in self.routers):
+            raise ValueError(
+                "a dense start (dense_steps) is for routers that give two operators a share of the tokens each; "
+                "that of a retrofitted model is set before, by set_share"
+            )
         self.steps = steps
         self.every = every
 
-    def part(self, step: int) -> float:
-        """How much of the way from a router's own share to all tokens is still to go at a step, from 1 to 0."""
-        return max(0.0, 1.0 - (step - step % self.every) / self.steps)
+    def remaining(self, step: int) -> float:
+        """How much of the way from all tokens to each router's own share is still to go at a step, from 1 to 0."""
+        return 0.0 if step >= self.steps else 1.0 - (step - step % self.every) / self.steps
 
-    def set(self, part: float) -> None:
-        """Give each router its share with so much of the way to go. Thresholds follow when they are calibrated."""
-        for router, share in self.own.items():
-            router.share = share + part * (1.0 - share)
+    def set(self, remaining: float) -> None:
+        """Let so much of the way be still to go. Thresholds follow when they are calibrated."""
+        for router in self.routers:
+            router.dense = remaining
 
 
 def training_ratio(model: Any, start: DenseStart, steps: int, input_ids_BT: Tensor, held_out_BT: Tensor) -> float:
     """The FLOPs of `steps` forward passes in training, after a dense start, to those of the same-size full attention,
-    executed by the trained model on `input_ids_BT`. It is left calibrated on `held_out_BT`, with its own shares.
+    on average over the steps.
 
-    FLOPs are quadratic in a share at most, as tokens that attend to each other are; so three shares tell all.
+    FLOPs are quadratic in a share at most, as tokens that attend to each other are. So they are executed at three
+    shares, by the trained model on `input_ids_BT`, which say what those of each step were. The model is left with its
+    own shares, calibrated on `held_out_BT`.
     """
-    measured = {}
-    for part in (1.0, 0.5, 0.0):
-        start.set(part)
+    executed = {}
+    for remaining in (1.0, 0.5, 0.0):
+        start.set(remaining)
         calibrate(model, held_out_BT)
-        measured[part] = flops_ratios(model, input_ids_BT)["training_ratio"]
-    quadratic = np.polynomial.Polynomial.fit(list(measured), list(measured.values()), 2)
-    return float(quadratic(np.array([start.part(step) for step in range(steps)])).mean())
+        executed[remaining] = flops_ratios(model, input_ids_BT)["training_ratio"]
+    quadratic = np.polynomial.Polynomial.fit(list(executed), list(executed.values()), 2)
+    return float(quadratic(np.array([start.remaining(step) for step in range(steps)])).mean())

@@ -38,7 +38,7 @@ class TrainingPlan:
         (`chiaroscuro.data.load_other_text`).
     calibrate_every: steps between two calibrations of the thresholds on validation text.
     dense_steps: over so many steps the share of tokens that attend is lowered evenly from all to the share that
-        the configuration gives (`routed_share`).
+        the configuration gives (`chiaroscuro.training.DenseStart`).
     save_every: steps between checkpoints, None for none.
     bf16: products in bfloat16, weights and optimiser in float32 (mixed precision).
     fields: fields of `ChiarConfig` that differ from the recipe's.
@@ -96,10 +96,8 @@ class TrainingPlan:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
-        if not 0 <= self.dense_steps <= self.steps:
-            raise ValueError(
-                f"dense_steps must lie in [0, {self.steps}], the steps of training, got {self.dense_steps}"
-            )
+        if not 0 <= self.dense_steps < self.steps:
+            raise ValueError(f"dense_steps must lie in [0, {self.steps}), of all steps, got {self.dense_steps}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be a number from 0 on, got {self.weight_decay}")
         if not 0 <= self.seed < 2**32:
@@ -120,6 +118,8 @@ class TrainingPlan:
                 f"windows of {self.seq_len} tokens are longer than the {config.max_position_embeddings} that recipe "
                 f"{self.recipe!r} takes: use a smaller --seq-len"
             )
+        if self.dense_steps and not config.gives_shares:
+            raise ValueError(f"recipe {self.recipe!r} gives no share of the tokens that a dense start could lower")
         return config
 
 

@@ -114,14 +114,16 @@ class RoutingTrainer(Trainer):
 
 
 class ThresholdRefresh(TrainerCallback):
-    """Calibrates on held-out text before the first step and then every `every` steps.
+    """Calibrates on held-out text before the first step, then every `every` steps, and when training ends.
 
     Embeddings move, and with them the entropies; thresholds left alone would soon send all tokens one way. They change
     between steps only and stay as they are in evaluation. Before the first step the mixers start from data as well,
     which a model that was trained before does without (`fit_mixers=False`).
 
-    Over the first `dense_steps` steps the share of tokens that attend is lowered evenly from all of them to each
-    router's own (`chiaroscuro.training.DenseStart`). Raises ValueError when training begins if no router keeps to one.
+    dense_steps: over so many steps the share of tokens that attend is lowered evenly from all of them to each router's
+        own, and thresholds with it (`chiaroscuro.training.DenseStart`); a checkpoint of these steps has the thresholds
+        of then, and is to be calibrated where it is loaded for anything but going on. Raises ValueError, when training
+        begins, for a model without a share to lower.
     """
 
     def __init__(self, input_ids_BT: Tensor, every: int = 20, fit_mixers: bool = True, dense_steps: int = 0):
@@ -140,18 +142,21 @@ class ThresholdRefresh(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model: nn.Module = kwargs["model"]
+        step = state.global_step
         if self.dense_start is not None:  # at every step: a run that goes on finds its thresholds saved, not the shares
-            self.dense_start.set(self.dense_start.part(state.global_step))
-        if state.global_step % self.every == 0:
-            fit_mixers = self.fit_mixers and state.global_step == 0
-            calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers)
+            self.dense_start.set(self.dense_start.remaining(step))
+        if step % self.every == 0 or step == self.dense_steps:
+            self._calibrate(kwargs["model"], self.fit_mixers and step == 0)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.dense_start is not None:
             self.dense_start.set(0.0)
+        self._calibrate(kwargs["model"], fit_mixers=False)
+
+    def _calibrate(self, model: nn.Module, fit_mixers: bool) -> None:
+        calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers)
 
 
 class MetricsFile(TrainerCallback):
