@@ -73,6 +73,17 @@ def test_an_arm_with_seeds_enough_has_its_own_variance(write, tmp_path):
     assert str(found) == str(difference(done, [("benefit, 25 %", "full attention")], pooled=False))
 
 
+def test_the_first_seeds_can_be_left_out(write, tmp_path):
+    study, folder = STUDIES["half"], tmp_path / "results" / "half"
+    write(study, {"benefit, 25 %": 3.9}, noise=0.01)
+    for path in (folder / "runs").glob("benefit-25-_lr0.0063_seed[012].json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"loss": 5.0}))
+    found = difference(finished(study, folder), [("benefit, 25 %", "full attention")], skipped=3)
+    assert found.mean == pytest.approx(math.expm1(-0.1), abs=1e-6)
+    # By Welch: equal variances of three seeds each have four degrees of freedom, of which Student's t is 2.776.
+    assert found.high == pytest.approx(math.expm1(-0.1 + 2.776 * 0.01 * (2 / 3) ** 0.5), abs=1e-5)
+
+
 def test_where_accuracy_is_measured_every_arm_has_its_own_variance(write, tmp_path):
     study, folder = STUDIES["recall"], tmp_path / "results" / "recall"
     write(study, accuracy={"full attention": 0.99, "whole layers, 50 %": 0.99}, noise=0.001)
@@ -106,5 +117,7 @@ def test_of_an_arm_that_diverged_with_one_seed_the_table_says_so_and_nothing_is_
     found = difference(done, [("entropy", "random")])
     assert not found.better
     assert not found.worse
+    assert str(found) == "-39.3 % [not known]"
     page = report([study], tmp_path / "results", tmp_path / "results.md")
     assert verdict(page, "Complementarity") == OPEN
+    assert "| controls | entropy | 33.45 ± 0.47 (1 diverged) |" in page

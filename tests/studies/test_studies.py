@@ -150,6 +150,19 @@ def test_a_rate_that_diverged_is_not_chosen(study):
     assert set(study.best_rates(results | {"random_lr0.001_seed0": {"diverged": "at step 1"}})) == {"full attention"}
 
 
+def test_where_accuracy_is_what_counts_it_chooses_the_rate_and_of_equal_ones_the_loss(study):
+    results = made_up(study, lambda run: 1 / run.learning_rate)  # the larger rate has the lower loss
+    for name, right in {"lr0.001": 0.4, "lr0.01": 0.3}.items():
+        for result in (result for run, result in results.items() if name in run):
+            result["validation"]["accuracy"] = right
+    assert set(study.best_rates(results).values()) == {1e-2}
+    by_accuracy = replace(study, chosen_by="accuracy")
+    assert set(by_accuracy.best_rates(results).values()) == {1e-3}
+    for result in results.values():
+        result["validation"]["accuracy"] = 0.3
+    assert set(by_accuracy.best_rates(results).values()) == {1e-2}
+
+
 def test_a_run_that_diverges_is_a_result_and_does_not_keep_other_arms_from_their_seeds(study, places):
     never_logged = {"steps": 400, "save_every": None}  # before it diverges
     lost = Arm("lost", "full_attention", plan={"weight_decay": 1e30} | never_logged)

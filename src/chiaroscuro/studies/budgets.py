@@ -3,7 +3,8 @@ each answer must be looked up.
 
 Layers are told by a letter each: (a)ttention, (n)othing, or (r)outed between the two; (d)CT, or (s)hared between that
 and attention. A layer of nothing or of the DCT has no projections, and three of them have as many parameters as two
-that attend: so three of nothing and two more are as large as four of attention.
+that attend: so three of nothing and two more are as large as four of attention. In the other arms the width of the
+feed-forward networks makes up for it, so that all arms of a study are as large.
 """
 
 from collections.abc import Iterable
@@ -19,6 +20,8 @@ LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
 UPPER = f"{LAYERS}, 50 %"  # the upper two of five, for half of the attention of four
 QUARTER = "benefit, 25 %"  # the recipe `chiar`
+RANDOM_QUARTER = "random, 25 %"
+NO_ATTENTION = "no attention"
 ROUTED_KEYS = "routed keys, benefit, 12.5 %"
 TWIN = "full attention"
 DEEP_TWIN = f"five layers, {TWIN}"
@@ -26,9 +29,7 @@ EXPLORED = "random, explored"
 HASHED = "hash of the token, 25 %"
 NO_CONVOLUTION = "no convolution, "
 DENSE_START = "dense start, "  # all tokens attend at first
-_DENSE_STEPS = 600  # of 1500, over which their share falls
-_STARTED_DENSE = ("benefit", "interleaved")  # what chiar picks, and the best control in `recall`
-_EVERY_CURVE = (*ROUTERS, *(f"{DENSE_START}{name}" for name in _STARTED_DENSE), LAYERS)
+_EVERY_CURVE = (*ROUTERS, LAYERS)
 _OPERATORS = {
     "a": ["attention"],
     "n": ["none"],
@@ -36,6 +37,7 @@ _OPERATORS = {
     "d": ["dct"],
     "s": ["dct", "attention"],
 }
+_WIDTH = PLAN.fields["hidden_size"]
 _SHORT_CONVOLUTION = {"short_convolution": 4}  # it is nothing that is routed, so that every arm has it
 
 
@@ -49,18 +51,38 @@ def _arm(
     return Arm(name, "full_attention", fields, curves=curves)
 
 
+def _as_large(arms: Iterable[Arm], layers: int, hidden_size: int) -> tuple[Arm, ...]:
+    """The arms with networks of a width that makes them as large as so many layers of attention, whose networks are
+    four times as wide as the model."""
+    sized = []
+    for arm in arms:
+        operators = arm.fields["layer_operators"]
+        attending = sum("attention" in each for each in operators)
+        width = round(hidden_size * (12 * layers - 4 * attending) / (2 * len(operators)))
+        sized.append(
+            replace(arm, fields=arm.fields | ({"intermediate_size": width} if width != 4 * hidden_size else {}))
+        )
+    return tuple(sized)
+
+
 def _routed(ending: str, layers: str, share: float, names: Iterable[str] = ROUTERS) -> list[Arm]:
     """An arm for each router."""
     return [_arm(f"{name}, {ending}", layers, (name,), ROUTERS[name], share) for name in names]
 
 
-def _dense_start(arm: Arm) -> Arm:
-    return replace(
-        arm,
-        name=f"{DENSE_START}{arm.name}",
-        plan={"dense_steps": _DENSE_STEPS},
-        curves=tuple(f"{DENSE_START}{curve}" for curve in arm.curves),
-    )
+def _dense_start(ending: str, share: float, steps: int) -> list[Arm]:
+    """Arms by what `chiar` picks and by the best control in `recall`, where all tokens attend at first, and fewer and
+    fewer over so many of 1500 steps."""
+    arms = _routed(ending, "nnnrr", share, ("benefit", "interleaved"))
+    return [
+        replace(
+            arm,
+            name=f"{DENSE_START}{arm.name}",
+            plan={"dense_steps": steps},
+            curves=tuple(f"{DENSE_START}{curve}" for curve in arm.curves),
+        )
+        for arm in arms
+    ]
 
 
 def _post_norm(arm: Arm, learning_rates: tuple[float, ...] = ()) -> Arm:
@@ -79,11 +101,10 @@ def _without_convolution(arm: Arm) -> Arm:
 
 
 _TWIN = _arm(TWIN, "aaaa", _EVERY_CURVE)
-# As large as with four, by narrower networks: what does a layer more do by itself?
-_DEEP_TWIN = _arm(DEEP_TWIN, "aaaaa", intermediate_size=538)
+_DEEP_TWIN = _arm(DEEP_TWIN, "aaaaa")  # what does a layer more do by itself?
 _UPPER = _arm(UPPER, "nnnaa", _EVERY_CURVE)
-_LAST_LAYER = _arm(f"{LAYERS}, 25 %", "nnnnna", (LAYERS,))  # rather a twelfth larger than others than smaller
-_WITHOUT = _arm("no attention", "nnnnnn", _EVERY_CURVE)
+_LAST_LAYER = _arm(f"{LAYERS}, 25 %", "nnnnna", (LAYERS,))
+_WITHOUT = _arm(NO_ATTENTION, "nnnnnn", _EVERY_CURVE)
 _BY_BENEFIT = _arm(QUARTER, "nnnrr")
 _BY_ROUTED_KEYS = _arm(ROUTED_KEYS, "nnnrr", attention_keys="routed")
 
@@ -99,17 +120,22 @@ HALF = Study(
     name="half",
     question="Half of the attention, or a quarter: does what is left out cost anything?",
     plan=replace(PLAN, test_on=_WIKITEXT | {"wikitext_tokenized": "wikitext-2"}),
-    arms=tuple(
-        replace(arm, curves=())  # too few budgets for a curve, which `budgets` draws
-        for arm in (
-            replace(_TWIN, learning_rates=_TWIN_RATES),
-            _BY_BENEFIT,
-            _UPPER,
-            _DEEP_TWIN,
-            _BY_ROUTED_KEYS,
-            *(_post_norm(arm, _POST_NORM_RATES) for arm in (_TWIN, _UPPER)),
-        )
+    arms=_as_large(
+        (
+            replace(arm, curves=())  # too few budgets for a curve, which `budgets` draws
+            for arm in (
+                replace(_TWIN, learning_rates=_TWIN_RATES),
+                _BY_BENEFIT,
+                _UPPER,
+                _DEEP_TWIN,
+                _BY_ROUTED_KEYS,
+                *(_post_norm(arm, _POST_NORM_RATES) for arm in (_TWIN, _UPPER)),
+            )
+        ),
+        layers=4,
+        hidden_size=_WIDTH,
     ),
+    counted_against=TWIN,
     learning_rates=_RATES,
     seeds=tuple(range(6)),
 )
@@ -119,41 +145,51 @@ DEEPER = Study(
     name="deeper",
     question="Half of the attention, or a quarter, in twice the layers and over windows twice as long?",
     plan=replace(_MIXED_PRECISION, seq_len=512, batch_size=4),
-    arms=(
-        _arm(TWIN, "aaaaaaaa"),
-        _arm(UPPER, "nnnnnnaaaa"),
-        _arm(QUARTER, "nnnnnnrrrr"),
-        _dense_start(_arm(QUARTER, "nnnnnnrrrr")),
+    arms=_as_large(
+        (
+            _arm(TWIN, "aaaaaaaa"),
+            _arm(UPPER, "nnnnnnaaaa"),
+            _arm(QUARTER, "nnnnnnrrrr"),
+            _arm(RANDOM_QUARTER, "nnnnnnrrrr", router="random"),
+            _arm(NO_ATTENTION, "nnnnnnnnnnnn"),
+        ),
+        layers=8,
+        hidden_size=_WIDTH,
     ),
+    counted_against=TWIN,
     learning_rates=(1.6e-3, 2.5e-3, *_RATES[:2]),
     seeds=SEEDS,
 )
 
+# At the two rates of `half` between which, or at which, its arms have their best: both beside them were worse for all.
 BUDGETS = Study(
     name="budgets",
     question="What does each part of the attention buy, and which tokens are to get it?",
     plan=_MIXED_PRECISION,
-    arms=(
-        _TWIN,
-        _arm(f"{LAYERS}, 75 %", "nnaaa", (LAYERS,)),  # a twelfth larger, as the last layer alone
-        _UPPER,
-        _LAST_LAYER,
-        _WITHOUT,
-        *_routed("75 %", "rraa", 0.5),
-        *_routed("37.5 %", "nnnrr", 0.75),
-        *_routed("25 %", "nnnrr", 0.5),
-        *_routed("12.5 %", "nnnrr", 0.25),
-        *map(_dense_start, _routed("75 %", "rraa", 0.5, ("benefit",))),
-        *map(_dense_start, _routed("37.5 %", "nnnrr", 0.75, ("benefit",))),
-        *map(_dense_start, _routed("25 %", "nnnrr", 0.5, _STARTED_DENSE)),
-        *map(_dense_start, _routed("12.5 %", "nnnrr", 0.25, _STARTED_DENSE)),
-        _arm(f"{EXPLORED}, 25 %", "nnnrr", router="random_explored"),
-        _arm(f"{EXPLORED}, 12.5 %", "nnnrr", router="random_explored", share=0.25),
-        _arm(HASHED, "nnnrr", router="hash"),
-        _arm("with the DCT, benefit, 25 %", "dddss"),
-        _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
-        *(_without_convolution(arm) for arm in (_TWIN, _BY_BENEFIT)),
+    arms=_as_large(
+        (
+            _TWIN,
+            _arm(f"{LAYERS}, 75 %", "nnaaa", (LAYERS,)),
+            _UPPER,
+            _LAST_LAYER,
+            _WITHOUT,
+            *_routed("75 %", "rraa", 0.5),
+            *_routed("37.5 %", "nnnrr", 0.75),
+            *_routed("25 %", "nnnrr", 0.5),
+            *_routed("12.5 %", "nnnrr", 0.25),
+            *_dense_start("25 %", 0.5, 900),
+            *_dense_start("12.5 %", 0.25, 900),
+            _arm(f"{EXPLORED}, 25 %", "nnnrr", router="random_explored"),
+            _arm(f"{EXPLORED}, 12.5 %", "nnnrr", router="random_explored", share=0.25),
+            _arm(HASHED, "nnnrr", router="hash"),
+            _arm("with the DCT, benefit, 25 %", "dddss"),
+            _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
+            *(_without_convolution(arm) for arm in (_TWIN, _BY_BENEFIT)),
+        ),
+        layers=4,
+        hidden_size=_WIDTH,
     ),
+    counted_against=TWIN,
     learning_rates=_RATES[:2],
     seeds=SEEDS,
 )
@@ -180,8 +216,8 @@ RECALL = Study(
         _WITHOUT,
         *_routed("25 %", "nnnrr", 0.5),
         *_routed("12.5 %", "nnnrr", 0.25),  # in each of two layers twice as many tokens as there are questions
-        *map(_dense_start, _routed("25 %", "nnnrr", 0.5, _STARTED_DENSE)),
-        *map(_dense_start, _routed("12.5 %", "nnnrr", 0.25, _STARTED_DENSE)),
+        *_dense_start("25 %", 0.5, 600),
+        *_dense_start("12.5 %", 0.25, 600),
         *(_post_norm(arm) for arm in (_TWIN, _UPPER, _LAST_LAYER)),
     ),
     learning_rates=(1e-3, 2e-3, 4e-3),

@@ -76,6 +76,8 @@ class Difference:
 
     @property
     def interval(self) -> str:
+        if math.isinf(self.low):
+            return "[not known]"
         return f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
     def __str__(self) -> str:
@@ -83,21 +85,28 @@ class Difference:
 
 
 def difference(
-    study: Finished, pairs: list[tuple[str, str]], text: str | None = None, pooled: bool = True
+    study: Finished,
+    pairs: list[tuple[str, str]],
+    text: str | None = None,
+    pooled: bool = True,
+    skipped: int = 0,
 ) -> Difference:
     """The first arm of a pair less the second, on the test split or on a further text; of several pairs, no arm of
     which is in two of them, the mean. Of an arm with a run that diverged nothing is known: its interval has no ends.
-    Without `pooled` each arm has its own variance, as accuracies and arms of enough seeds always do."""
+    Without `pooled` each arm has its own variance, as accuracies and arms of enough seeds always do. The first
+    `skipped` seeds are left out."""
     is_accuracy = measure_of(study.table[pairs[0][0]]) == "accuracy"
     measure = "accuracy" if is_accuracy else "loss"
-    values = {arm: on_text(row, text)[measure]["values"] for arm, row in study.table.items()}
     arms = [arm for pair in pairs for arm in pair]
+    lacking = any("diverged" in study.table[arm] for arm in arms)
+    first = 0 if lacking else skipped
+    values = {arm: on_text(row, text)[measure]["values"][first:] for arm, row in study.table.items()}
     # The loss is the logarithm of the perplexity, so the exponential of a difference is a ratio of perplexities.
     scale = float if is_accuracy else math.expm1
     mean = statistics.mean(statistics.mean(values[arm]) - statistics.mean(values[other]) for arm, other in pairs)
-    if any("diverged" in study.table[arm] for arm in arms):
+    if lacking:
         return Difference(scale(mean), -math.inf, math.inf, is_accuracy)
-    own = is_accuracy or not pooled or min(len(values[arm]) for arm in arms) >= ENOUGH
+    own = is_accuracy or not pooled or len(study.study.seeds) >= ENOUGH
     reach = (_own_reach if own else _pooled_reach)(values, arms) / len(pairs)
     return Difference(scale(mean), scale(mean - reach), scale(mean + reach), is_accuracy)
 
@@ -115,7 +124,8 @@ def _pooled_reach(values: dict[str, list[float]], arms: list[str]) -> float:
 
 
 def _own_reach(values: dict[str, list[float]], arms: list[str]) -> float:
-    """The same by the variance of each arm (B. L. Welch, 1947)."""
+    """The same by the variance of each arm (B. L. Welch, 1947), degrees of freedom cut to a whole number: rather too
+    wide than too narrow."""
     parts = [(statistics.variance(values[arm]) / len(values[arm]), len(values[arm]) - 1) for arm in arms]
     total = sum(part for part, _ in parts)
     if total == 0.0:

@@ -1,6 +1,7 @@
 """The pictures of a study: training curves, where the tokens went while it trained, and quality against cost."""
 
 import statistics
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _budgets(study: Study, table: list[Row]) -> Figure | None:
     figure = Figure(figsize=(7, 4 * len(texts)))
     panels: list[Axes] = list(figure.subplots(len(texts), 1, sharex=True, squeeze=False)[:, 0])
     for axes, text in zip(panels, texts, strict=True):
-        for name, marker in zip(names, MARKERS, strict=False):
+        for name, marker in zip(names, cycle(MARKERS), strict=False):
             points = [row for arm, row in zip(study.arms, table, strict=True) if name in arm.curves]
             points = sorted((on_text(row, text) for row in points), key=lambda row: row["attention_ratio"]["mean"])
             axes.errorbar(

@@ -9,7 +9,7 @@ import statistics
 from dataclasses import dataclass
 
 from chiaroscuro.studies.evidence import Difference, Finished, difference
-from chiaroscuro.studies.table import measure_of, on_text
+from chiaroscuro.studies.table import failures, measure_of, on_text
 
 HOLDS, FAILS, WEAKER, OPEN = "holds", "fails", "holds in direction, not in size", "not settled"
 
@@ -44,11 +44,12 @@ def compared(
 
 
 def shown(study: Finished, arm: str, text: str | None = None) -> str:
-    """What an arm reaches, accuracy in per cent, with its deviation over seeds."""
+    """What an arm reaches, accuracy in per cent, with its deviation over seeds, and how many of its runs failed."""
     row = on_text(study.table[arm], text)
     measure = measure_of(row)
     scale = 100 if measure == "accuracy" else 1
-    return f"{scale * row[measure]['mean']:.2f} ± {scale * row[measure]['deviation']:.2f}"
+    spread = f"{scale * row[measure]['mean']:.2f} ± {scale * row[measure]['deviation']:.2f}"
+    return spread + failures(study.table[arm])
 
 
 def by_rate(study: Finished, arm: str) -> str:

@@ -1,6 +1,7 @@
 """The rules by which the claims of the paper, and the controls that it lacks, are judged."""
 
 from itertools import combinations
+from typing import NamedTuple
 
 from chiaroscuro.flops import planned_flops
 from chiaroscuro.mixers.flops import Flops
@@ -29,6 +30,7 @@ V1, V2, LENGTH = "v1_dct_attention", "v2_400m", 256  # recipes of the published 
 ATTENTION, SAVED = 0.375, 0.35  # of full attention's FLOPs that are left of attention in v1, and saved of all in v2
 STARVING = (0.01, 0.05)  # the share of the tokens below which an operator counts as given up: at the least, at the most
 DCT_GAIN = 0.02  # of perplexity, below which the DCT is not worth having
+KERNEL = ("rbf", "linear")  # the RBF operator, and what is left of one that mixes nothing
 COSTS_LITTLE = 0.05  # of perplexity; 3.8 per cent was published as little
 
 
@@ -51,6 +53,11 @@ def gain(studies: Studies) -> Finding:
     if verdict in (HOLDS, WEAKER) and gained(pre_norm) != HOLDS:
         verdict = f"{verdict} against the published baseline; {gained(pre_norm)} against the pre-norm one"
     grids = [ablation] if large is ablation else [ablation, large]
+    by_baseline = [
+        study.table[arm]["perplexity"]["mean"]
+        for study, arm in ((ablation, "full attention, v2"), (large, "full attention, v1"))
+    ]
+    tuned = by_baseline[0] / by_baseline[1] - 1
     return Finding(
         verdict,
         [
@@ -60,7 +67,8 @@ def gain(studies: Studies) -> Finding:
             "the coarse grid of `ablation`.",
             f"Between the pre-norm recipes it is {pre_norm}, and between v2 and its own baseline {second} (published: "
             f"{100 * GAIN_OF_V2:+.0f} %). Rotary in place of learned positions, in which the two baselines differ, "
-            f"change full attention itself by {rotary} in `ablation`.",
+            f"change full attention itself by {rotary} in `ablation`, and by {100 * tuned:+.1f} % from the baseline of "
+            f"`{large.study.name}` to that of v2 in `ablation`.",
         ],
         table,
     )
@@ -138,33 +146,55 @@ def collapse(studies: Studies) -> Finding:
                 seeds = ", ".join(f"{share:.3f}" for share in shares)
                 table.append([study.study.name, arm, str(int(layer) + 1), operator, seeds])
     groups = {"an RBF operator that mixes": mixing} | ({"one that does not": not_mixing} if not_mixing else {})
-    verdicts = [f"{_collapsed(arms)[0]} with {name}" for name, arms in groups.items()]
-    told = [f"with {name} in {_collapsed(arms)[1]}" for name, arms in groups.items()]
+    counts = {name: _given_up(arms) for name, arms in groups.items()}
+    told = [
+        f"with {name} in {counts[name]}, the RBF itself in {_given_up(arms, KERNEL)}" for name, arms in groups.items()
+    ]
+    verdicts = [f"{each.verdict} with {name}" for name, each in counts.items()]
     return Finding(
         f"an operator starves under learned routers: {'; '.join(verdicts)}",
         [
             f"An operator is given up where it gets less than {STARVING[0]:.0%} of the tokens of its layer in a run "
             f"that did not come to a standstill, or, counted generously, less than {STARVING[1]:.0%} in any run: "
-            f"{'; '.join(told)}; with the paper's regulariser in {_collapsed(regularised)[1]}."
+            f"{'; '.join(told)}; with the paper's regulariser in {_given_up(regularised)}."
         ],
         table,
     )
 
 
-def _collapsed(arms: list[tuple[Finished, str]]) -> tuple[str, str]:
-    """The verdict on the claim that an operator starves in every run, and in how many it does at the least and at the
-    most, by what is called starving and whether runs that came to a standstill count."""
+class GivenUp(NamedTuple):
+    """In how many runs an operator starves, at the least and at the most."""
+
+    least: int
+    most: int
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.least if self.least == self.most else f'{self.least} to {self.most}'} of {self.runs}"
+
+    @property
+    def verdict(self) -> str:
+        """On the claim that one starves in every run."""
+        return HOLDS if self.least == self.runs else FAILS if self.most == 0 else f"in {self} runs"
+
+
+def _given_up(arms: list[tuple[Finished, str]], operators: tuple[str, ...] = ()) -> GivenUp:
+    """Runs in which an operator starves, any or those named, by what is called starving and whether runs that came to
+    a standstill count."""
     least = most = runs = 0
     for study, arm in arms:
-        by_seed = zip(
-            *(shares for layer in final_shares(study, arm).values() for shares in layer.values()), strict=True
-        )
-        for stalled, shares in zip(at_a_standstill(study.runs[arm]), by_seed, strict=True):
-            least += min(shares) < STARVING[0] and not stalled
-            most += min(shares) < STARVING[1]
+        by_operator = [
+            shares
+            for layer in final_shares(study, arm).values()
+            for name, shares in layer.items()
+            if not operators or name in operators
+        ]
+        lowest = [min(shares) for shares in zip(*by_operator, strict=True)]
+        for stalled, share in zip(at_a_standstill(study.runs[arm]), lowest, strict=True):
+            least += share < STARVING[0] and not stalled
+            most += share < STARVING[1]
             runs += 1
-    count = f"{least} of {runs}" if least == most else f"{least} to {most} of {runs}"
-    return HOLDS if least == runs else FAILS if most == 0 else f"in {count} runs", count
+    return GivenUp(least, most, runs)
 
 
 def regime(studies: Studies) -> Finding:

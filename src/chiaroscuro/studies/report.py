@@ -11,6 +11,7 @@ from chiaroscuro.studies.claims import CLAIMS, Claim
 from chiaroscuro.studies.clock import clock
 from chiaroscuro.studies.evidence import Finished, finished
 from chiaroscuro.studies.figures import draw
+from chiaroscuro.studies.findings import Finding
 from chiaroscuro.studies.runner import Places, Unfinished, read_results
 from chiaroscuro.studies.study import Study
 from chiaroscuro.studies.table import Row, markdown, page_table, rows, with_error
@@ -48,8 +49,12 @@ def report(studies: Sequence[Study], results: Path, page: Path) -> str:
     to_results = Path(os.path.relpath(results, page.parent))
     to_run = {name: _to_run(name, lack, results) for name, lack in lacking.items()}
     notes = results / "NOTES.md"
-    parts = [HEAD, *([notes.read_text(encoding="utf-8")] if notes.exists() else []), _summary(done)]
-    parts += (_section(number, claim, done, to_run) for number, claim in enumerate(CLAIMS, 1))
+    found = [None if claim.missing(done) else claim.find(done) for claim in CLAIMS]
+    parts = [HEAD, *([notes.read_text(encoding="utf-8")] if notes.exists() else []), _summary(done, found)]
+    parts += (
+        _section(number, claim, finding, done, to_run)
+        for number, (claim, finding) in enumerate(zip(CLAIMS, found, strict=True), 1)
+    )
     token_studies = sorted(results.glob("tokens/*/tokens.json"))
     parts += [_tokens(path, to_results / "tokens" / path.parent.name) for path in token_studies]
     parts += [clock(results / "bench", to_results / "bench"), _studies(done, to_results)]
@@ -73,12 +78,12 @@ def render_finished(studies: Sequence[Study], results: Path) -> None:
             render(study, read_results(study, Places(folder, folder)), folder)
 
 
-def _summary(done: dict[str, Finished]) -> str:
+def _summary(done: dict[str, Finished], found: list[Finding | None]) -> str:
     lines = [["", "claim", "verdict"]]
-    for number, claim in enumerate(CLAIMS, 1):
-        missing, to_come = claim.missing(done), claim.still_to_come(done)
-        verdict = f"not finished: {_named(missing)}" if missing else claim.find(done).verdict
-        to_run = f" ({_named(to_come)} still to be run)" if to_come and not missing else ""
+    for number, (claim, finding) in enumerate(zip(CLAIMS, found, strict=True), 1):
+        to_come = claim.still_to_come(done)
+        verdict = finding.verdict if finding else f"not finished: {_named(claim.missing(done))}"
+        to_run = f" ({_named(to_come)} still to be run)" if to_come and finding else ""
         lines.append([str(number), claim.title, verdict + to_run])
     return page_table(lines)
 
@@ -94,13 +99,14 @@ def _to_run(name: str, lack: str, results: Path) -> str:
     return f"`chiaroscuro study {name}`{at} ({lack})"
 
 
-def _section(number: int, claim: Claim, done: dict[str, Finished], to_run: dict[str, str]) -> str:
+def _section(
+    number: int, claim: Claim, finding: Finding | None, done: dict[str, Finished], to_run: dict[str, str]
+) -> str:
     lines = [f"## {number}. {claim.title}", "", f"**Claimed.** {claim.claimed}", "", f"**Tested.** {claim.tested}", ""]
     missing, to_come = claim.missing(done), claim.still_to_come(done)
     runs = ", ".join(to_run.get(name, f"`chiaroscuro study {name}`") for name in missing + to_come)
-    if missing:
+    if finding is None:
         return "\n".join([*lines, f"**Not finished.** To be run: {runs}.", ""])
-    finding = claim.find(done)
     lines += [f"**Verdict: {finding.verdict}.** {' '.join(finding.reasons)}", "", page_table(finding.table)]
     lines += [f"**Still to be run.** {runs}.", ""] if to_come else []
     return "\n".join([*lines, f"**What would change it.** {claim.changes}", ""])
@@ -145,6 +151,13 @@ def _as_given(study: Finished) -> str:
     return f" (given as {', '.join(given)})" if given else ""
 
 
+def _made_at(study: Finished, runs: list[dict[str, Any]]) -> str:
+    """The commits of the runs, that of the study first."""
+    commits = [study.origin.get("commit", "unknown"), *sorted({result["versions"]["commit"] for result in runs})]
+    commits = list(dict.fromkeys(commits))
+    return f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}"
+
+
 def _at_an_end(study: Finished) -> str:
     """The arms whose best learning rate is the lowest or the highest that they were tried at, so that another may be
     better still."""
@@ -172,7 +185,7 @@ def _studies(done: dict[str, Finished], to_results: Path) -> str:
             f"### {name}",
             "",
             f"{study.study.question} Data: {study.study.plan.data}{_as_given(study)}; {first['tokens_seen']:,} tokens "
-            f"a run, where the arm says nothing else; commit {study.origin.get('commit', 'unknown')}; {machines}. "
+            f"a run, where the arm says nothing else; {_made_at(study, runs)}; {machines}. "
             f"`chiaroscuro study {name} --results FOLDER` makes the runs anew. Their table is "
             f"[{name}/table.md]({to_results / name / 'table.md'}), and each run's file lies in `results/{name}/runs`."
             f"{_at_an_end(study)}",

@@ -3,9 +3,10 @@
 import re
 import statistics
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from chiaroscuro.data import check_source
+from chiaroscuro.flops import planned_flops
 from chiaroscuro.training import TrainingPlan
 
 
@@ -43,8 +44,12 @@ class Study:
     """A question, the arms that answer it, and the plan that all arms share.
 
     First every arm is trained with the first `tuning_seeds` of the seeds at every learning rate, and its best rate is
-    chosen by the validation split. Then it is trained at that rate with the other seeds. The test split is looked at
+    chosen by the validation split: the lowest mean loss, or where the study says so the highest accuracy, and of equal
+    ones the one with the lower loss. Then it is trained at that rate with the other seeds. The test split is looked at
     only for the table.
+
+    counted_against: the arm that FLOPs are told in parts of. Without one it is for each arm full attention as large and
+    as wide as itself.
     """
 
     name: str
@@ -54,6 +59,8 @@ class Study:
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
     tuning_seeds: int = 1
+    chosen_by: Literal["loss", "accuracy"] = "loss"
+    counted_against: str | None = None
 
     def on(self, data: str | None = None, texts: dict[str, str] | None = None) -> "Study":
         """The same study with its data taken from `data`, also where an arm takes it for a further task, and those of
@@ -87,18 +94,30 @@ class Study:
         return [self._run(arm, best[arm.name], seed) for arm in arms for seed in self.seeds[self.tuning_seeds :]]
 
     def best_rates(self, results: dict[str, dict[str, Any]]) -> dict[str, float]:
-        """Per arm the learning rate of the lowest validation loss, of the results by name of run. A rate at which a run
-        diverged is never the best, and an arm has none if that befell all."""
+        """Per arm the best learning rate, of the results by name of run. One at which a run diverged is never the best,
+        and an arm has none if that befell all."""
         best = {}
         for arm in self.arms:
-            losses = {}
-            for rate in self.rates_of(arm):
-                tried = [results[run.name] for run in self._tuning(arm, rate)]
-                if not any("diverged" in result for result in tried):
-                    losses[rate] = statistics.mean(result["validation"]["loss"] for result in tried)
-            if losses:
-                best[arm.name] = min(losses, key=losses.__getitem__)
+            tried = {rate: [results[run.name] for run in self._tuning(arm, rate)] for rate in self.rates_of(arm)}
+            sound = {rate: own for rate, own in tried.items() if not any("diverged" in result for result in own)}
+            if sound:
+                best[arm.name] = max(sound, key=lambda rate: self._goodness(sound[rate]))
         return best
+
+    def _goodness(self, results: list[dict[str, Any]]) -> tuple[float, ...]:
+        measured = [result["validation"] for result in results]
+        loss = statistics.mean(each["loss"] for each in measured)
+        return (-loss,) if self.chosen_by == "loss" else (statistics.mean(each["accuracy"] for each in measured), -loss)
+
+    def units(self) -> dict[str, tuple[float, float]]:
+        """What each arm's own full attention takes of attention and in all, to that of the arm counted against."""
+        if self.counted_against is None:
+            return {arm.name: (1.0, 1.0) for arm in self.arms}
+        configs = {run.arm: run.plan.config({"vocab_size": self.plan.vocab_size}) for run in self.search()}
+        length = self.plan.seq_len
+        whole = planned_flops(configs[self.counted_against], 1, length)
+        own = {arm: planned_flops(config.twin(), 1, length) for arm, config in configs.items()}
+        return {arm: (each.attention / whole.attention, each.total / whole.total) for arm, each in own.items()}
 
     def rates_of(self, arm: Arm) -> tuple[float, ...]:
         return arm.learning_rates or self.learning_rates

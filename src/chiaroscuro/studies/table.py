@@ -27,7 +27,7 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
 
     Times are left out: they depend on what else the machine was doing.
     """
-    best = study.best_rates(results)
+    best, units = study.best_rates(results), study.units()
     table = []
     for arm, own in best_runs(study, results).items():
         row: Row = {"arm": arm, "learning_rate": best[arm], "seeds": len(own)}
@@ -38,11 +38,12 @@ def rows(study: Study, results: dict[str, dict[str, Any]]) -> list[Row]:
                 row[measure] = _spread([result[measure] for result in own])
         if "perplexity" in row and any(stalled := at_a_standstill(own)):
             row["stalled"] = sum(stalled)
-        row["texts"] = {text: _on(text, own) for text in own[0].get("test_on", {})}
-        row["attention_ratio"] = _spread([result["flops"]["attention_ratio"] for result in own])
+        of_attention, of_all = units[arm]
+        row["texts"] = {text: _on(text, own, of_attention) for text in own[0].get("test_on", {})}
+        row["attention_ratio"] = _spread([of_attention * result["flops"]["attention_ratio"] for result in own])
         for ratio in ("total_ratio", "executed_ratio"):
-            row[ratio] = _spread([result["flops"][ratio] for result in own])
-        trained = [_training_ratio(result["flops"]) * result["steps"] / study.plan.steps for result in own]
+            row[ratio] = _spread([of_all * result["flops"][ratio] for result in own])
+        trained = [of_all * _training_ratio(result["flops"]) * result["steps"] / study.plan.steps for result in own]
         row["training_flops"] = _spread(trained)
         row["parameters"] = own[0]["parameters"]
         table.append(row)
@@ -55,11 +56,11 @@ def at_a_standstill(results: list[dict[str, Any]]) -> list[bool]:
     return [result["perplexity"] > AT_A_STANDSTILL * best for result in results]
 
 
-def _on(text: str, results: list[dict[str, Any]]) -> Row:
-    """The measures on a further text, and what is spent there."""
+def _on(text: str, results: list[dict[str, Any]], unit: float) -> Row:
+    """The measures on a further text, and what is spent there, told in parts of `unit` of each result's own."""
     found = [result["test_on"][text] for result in results]
     measures: Row = {measure: _spread([each[measure] for each in found]) for measure in TEXT_MEASURES}
-    return measures | {"attention_ratio": _spread([each["flops"]["attention_ratio"] for each in found])}
+    return measures | {"attention_ratio": _spread([unit * each["flops"]["attention_ratio"] for each in found])}
 
 
 def _training_ratio(flops: dict[str, float]) -> float:
@@ -82,14 +83,14 @@ def markdown(study: Study, table: list[Row]) -> str:
         "",
         f"Test split; mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}. The learning rate of "
         f"each arm is chosen on the validation split among {rates}; one at an end of them may not be the best there "
-        "is. FLOPs: to the same-size full attention; those of training: to its whole training.",
+        f"is. FLOPs: to {study.counted_against or 'the same-size full attention'}; those of training: to its whole "
+        "training.",
         "",
     ]
     body = []
     for row in table:
-        failed = [f"{row[kind]} {kind}" for kind in ("diverged", "stalled") if kind in row]
         cells = [
-            f"{row['arm']} ({', '.join(failed)})" if failed else row["arm"],
+            row["arm"] + failures(row),
             f"{row['learning_rate']:g}",
             *(_shown(row[name], 3) for name in measures),
         ]
@@ -97,6 +98,12 @@ def markdown(study: Study, table: list[Row]) -> str:
         cells += [_shown(row[name], 3) for name in FLOPS]
         body.append([*cells, f"{row['parameters']:,}"])
     return "\n".join([*lines, page_table([head, *body])])
+
+
+def failures(row: Row) -> str:
+    """How many runs of an arm diverged or came to a standstill, to be put behind its name or what it reached."""
+    failed = [f"{row[kind]} {kind}" for kind in ("diverged", "stalled") if kind in row]
+    return f" ({', '.join(failed)})" if failed else ""
 
 
 def page_table(rows: list[list[str]]) -> str:
