@@ -38,6 +38,15 @@ def test_every_token_is_shown_with_the_route_it_has_in_the_whole_text(tokenizer,
     assert all(step.speed > 0 for step in steps[1:])
 
 
+def test_shares_of_blended_operators_are_their_mean_gates(tokenizer):
+    model = tiny_model("v1_three_operator", router="soft", vocab_size=len(tokenizer)).float()
+    last = list(write_text(model, tokenizer, PROMPT, 6, temperature=0.0))[-1].route
+    made = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    made = model.generate(made, max_new_tokens=6, do_sample=False)[:, :-1]
+    for trace in model(made, output_routing=True).routing:
+        assert last.layers[trace.layer].shares == pytest.approx(trace.shares(), abs=1e-4)
+
+
 def test_who_stops_reading_stops_the_model(tokenizer):
     model = tiny_model(vocab_size=len(tokenizer)).float()
     before = threading.active_count()

@@ -86,6 +86,31 @@ def test_one_file_is_cut_at_paragraphs_and_nothing_is_lost_or_reordered(tmp_path
     assert 0.85 < len(pieces[0]) / len(text) < 0.95
 
 
+def test_a_file_of_windows_is_the_same_text(tmp_path):
+    text = "".join(f"paragraph {index} of the text\nin two lines\n\n" for index in range(400))
+    (tmp_path / "unix.txt").write_bytes(text.encode())
+    (tmp_path / "windows.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    assert load_corpus(str(tmp_path / "windows.txt")).splits == load_corpus(str(tmp_path / "unix.txt")).splits
+
+
+def test_where_no_paragraph_ends_text_is_cut_at_the_end_of_a_line(tmp_path):
+    text = "".join(f" \n = Heading {index} = \n \n a line of words , as in WikiText . \n" for index in range(400))
+    (tmp_path / "text.txt").write_text(text)
+    splits = load_corpus(str(tmp_path / "text.txt")).splits
+    pieces = [splits[name][0] for name in SPLITS]
+    assert "".join(pieces) == text
+    assert all(piece.endswith("\n") for piece in pieces)
+    (tmp_path / "text.txt").write_text(text.replace("\n", " "))
+    assert sum(len(piece) for (piece,) in load_corpus(str(tmp_path / "text.txt")).splits.values()) == len(text)
+
+
+def test_a_folder_of_text_may_hold_other_files(tmp_path):
+    for index in range(4):
+        (tmp_path / f"{index}.txt").write_text(f"text {index}")
+    (tmp_path / "meta.jsonl").write_text("{}")
+    assert sum(map(len, load_corpus(str(tmp_path)).splits.values())) == 4
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -130,6 +155,7 @@ def test_the_validation_text_of_wikitext_by_itself_is_split_as_a_file_is(tmp_pat
     found = load_corpus("wikitext-validation").splits
     assert found == load_corpus(str(tmp_path / "valid.txt")).splits
     assert len(found["test"][0]) > 50
+    assert load_other_text("wikitext-validation").splits == dict.fromkeys(SPLITS, ["".join(lines)])
 
 
 def test_wikitext_without_a_network_says_how_to_give_local_text(tmp_path):

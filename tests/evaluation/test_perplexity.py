@@ -70,6 +70,16 @@ def test_bits_per_byte_are_not_told_where_bytes_are_not_known(model, windows):
     assert evaluate(model, windows, None).bits_per_byte is None
 
 
+def test_long_windows_are_taken_fewer_at_a_time(model, windows, monkeypatch):
+    taken = []
+    monkeypatch.setattr("chiaroscuro.evaluation.perplexity.TOGETHER", 3 * LENGTH + 1)
+    hook = model.register_forward_pre_hook(lambda _, args: taken.append(len(args[0])))
+    with hook:
+        evaluate(model, windows, None)
+    assert len(windows) == 16
+    assert taken == [3] * 5 + [1]
+
+
 def test_a_failed_evaluation_leaves_the_mode_alone(model):
     model.train()
     with pytest.raises(ValueError, match="outside the vocabulary"):

@@ -246,7 +246,7 @@ def test_a_dense_start_goes_on_where_it_was_and_ends_with_the_share_that_was_set
             str(tmp_path), max_steps=9, save_steps=5, per_device_train_batch_size=1, report_to="none", use_cpu=True
         )
         shares = Shares(stop)
-        schedule = ThresholdRefresh(held_out, every=4, dense_steps=8)
+        schedule = ThresholdRefresh(held_out, dense_steps=8)
         texts = [{"input_ids": row, "labels": row} for row in ids(9, 16)]
         Trainer(model, arguments, train_dataset=texts, callbacks=[schedule, shares]).train(
             resume_from_checkpoint=resume
@@ -256,8 +256,9 @@ def test_a_dense_start_goes_on_where_it_was_and_ends_with_the_share_that_was_set
         assert attended == executed_forward_flops(model, held_out)
         return shares.seen
 
-    assert train(stop=5, resume=False) == [1.0] * 4 + [0.625]
-    assert train(stop=9, resume=True) == [0.625] * 3 + [0.25]
+    falling = [1 - 0.75 * step / 8 for step in range(9)]
+    assert train(stop=5, resume=False) == falling[:5]
+    assert train(stop=9, resume=True) == falling[5:]
 
 
 class Shares(TrainerCallback):
@@ -266,8 +267,10 @@ class Shares(TrainerCallback):
     def __init__(self, stop):
         self.stop, self.seen = stop, []
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_begin(self, args, state, control, **kwargs):
         self.seen += {router.shares[-1] for router in threshold_routers(kwargs["model"])}
+
+    def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop |= state.global_step == self.stop
 
 

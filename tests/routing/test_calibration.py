@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import VOCAB, ids, tiny_model
+from tests.helpers import VOCAB, D, ids, tiny_model
 
-from chiaroscuro.mixers import RBFMixer
+from chiaroscuro.mixers import Context, RBFMixer
 from chiaroscuro.ops import NotFinite, spectral_entropy
-from chiaroscuro.routing import ThresholdRouter, at_share, calibrate, forced
+from chiaroscuro.routing import ThresholdRouter, at_share, calibrate, follow, forced
 from chiaroscuro.routing.thresholds import between
 
 
@@ -167,6 +167,46 @@ def test_a_compiled_model_is_calibrated_and_overruled_like_any_other():
             assert compiled(text, output_routing=True).routing[0].shares()["attention"] == 0.0
         expected = model(text).logits
         torch.testing.assert_close(compiled(text).logits, expected)
+
+
+@pytest.mark.parametrize("padding", [slice(0), slice(12), slice(8, 20)])
+@pytest.mark.parametrize("router", ["threshold", "learned", "benefit"])
+def test_thresholds_follow_the_scores_of_a_pass_in_training(router, padding):
+    model, text = tiny_model(router=router, layer_operators=[["dct", "attention"]], routed_share=0.25), ids(4, 20)
+    mask = torch.ones(4, 20, dtype=torch.long)
+    mask[:, padding] = text[:, padding] = 0
+    (deciding,) = (module for module in model.modules() if isinstance(module, ThresholdRouter))
+    before = deciding.thresholds.clone()
+    follow(model)  # nothing was seen yet
+    model(ids(4, 20))
+    follow(model)  # in evaluation neither
+    assert torch.equal(deciding.thresholds, before)
+    model.train()(text, attention_mask=mask)
+    assert torch.equal(deciding.thresholds, before)
+    follow(model)
+    (trace,) = model.eval()(text, attention_mask=mask, output_routing=True).routing
+    assert trace.gates[mask.bool()][:, 1].mean() == 0.25
+    thresholds = deciding.thresholds.clone()
+    follow(model)  # nothing was seen since
+    x_BTD, entropy_BT = torch.randn(4, 20, D), torch.rand(4, 20)
+    deciding.train().gates(x_BTD, entropy_BT, Context(valid_BT=torch.zeros(4, 20)))
+    follow(model)  # nothing but padding
+    assert torch.equal(deciding.thresholds, thresholds)
+    deciding.gates(torch.full_like(x_BTD, torch.nan), torch.full_like(entropy_BT, torch.nan), Context())
+    with pytest.raises(NotFinite, match="the score of a router"):
+        follow(model)
+
+
+@pytest.mark.parametrize("router", ["learned", "benefit"])
+def test_thresholds_follow_what_a_step_learns(router):
+    model, text = tiny_model(router=router, layer_operators=[["dct", "attention"]], routed_share=0.25), ids(4, 20)
+    (deciding,) = (module for module in model.modules() if isinstance(module, ThresholdRouter))
+    model.train()(text)
+    with torch.no_grad():
+        deciding.linear.weight.neg_()
+    follow(model)
+    (trace,) = model.eval()(text, output_routing=True).routing
+    assert trace.gates[..., 1].mean() == 0.25
 
 
 @pytest.mark.parametrize("padding", [slice(12), slice(8, 20)])

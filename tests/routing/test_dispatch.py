@@ -44,7 +44,7 @@ def force(model, share):
     """Thresholds that send no token, every token, or some of them to the second operator."""
     for module in model.modules():
         if isinstance(module, ThresholdRouter) and share != "some":
-            bound = 1.0 if share == "none" else 0.0
+            bound = 1e9 if share == "none" else -1e9
             module.set_thresholds(bound, bound)
 
 

@@ -17,7 +17,7 @@ from chiaroscuro.training.dense_start import training_ratio
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-FALLING = [1.0, 1.0, 0.8125, 0.8125, 0.625, 0.625, 0.4375, 0.4375, 0.25, 0.25, 0.25, 0.25]
+FALLING = [1 - 0.75 * step / 8 for step in range(8)] + [0.25] * 4
 
 
 @pytest.fixture
@@ -29,7 +29,6 @@ def plan(english) -> TrainingPlan:
         batch_size=4,
         seq_len=65,
         warmup_steps=2,
-        calibrate_every=2,
         dense_steps=8,
         fields={"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2, "routed_share": 0.25},
     )
@@ -46,9 +45,8 @@ def budget_routers(model) -> list[BudgetRouter]:
 
 def test_the_share_falls_evenly_from_all_tokens_to_the_routers_own():
     model = tiny_model("chiar", routed_share=0.2)
-    start = DenseStart(model, steps=10, every=4)
-    # What is changed at every fourth step comes to its end at the tenth all the same.
-    for step, share in ((0, 1.0), (3, 1.0), (4, 0.68), (7, 0.68), (8, 0.36), (9, 0.36), (10, 0.2), (1000, 0.2)):
+    start = DenseStart(model, steps=10)
+    for step, share in ((0, 1.0), (3, 0.76), (5, 0.6), (9, 0.28), (10, 0.2), (1000, 0.2)):
         start.set(start.remaining(step))
         assert [router.shares[-1] for router in budget_routers(model)] == pytest.approx([share] * 2)
 
@@ -76,23 +74,23 @@ def test_tokens_of_other_tasks_attend_at_first_too(tmp_path):
         batch_size=4,
         seq_len=16,
         warmup_steps=1,
-        calibrate_every=2,
         dense_steps=4,
         fields={"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 1, "router": "learned"},
     )
     train(plan, prepare(plan), tmp_path / "run")
     by_step = [[shares["attention"] for shares in line["routing"].values()] for line in logs(tmp_path / "run")]
-    assert torch.tensor(by_step).mean(1).tolist() == pytest.approx([1.0, 1.0, 0.75, 0.75, 0.5, 0.5], abs=0.1)
+    assert torch.tensor(by_step).mean(1).tolist() == pytest.approx([1.0, 0.875, 0.75, 0.625, 0.5, 0.5], abs=0.1)
 
 
 @pytest.mark.parametrize("router", ["benefit", "random"])
 def test_a_run_that_goes_on_has_the_shares_of_one_that_did_not_stop(plan, tmp_path, router):
-    plan = replace(plan, save_every=5, fields=plan.fields | {"router": router})  # between two calibrations
+    plan = replace(plan, save_every=7, fields=plan.fields | {"router": router})  # before its dense start is over
     task = prepare(plan)
     train(plan, task, tmp_path / "whole")
     stopped = shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     for path in (*stopped.glob("checkpoints/checkpoint-1*"), stopped / "model.safetensors", stopped / "results.json"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert [path.name for path in stopped.glob("checkpoints/*")] == ["checkpoint-7"]
     train(plan, task, stopped, resume=True)
     assert logs(stopped) == logs(tmp_path / "whole")
     states = [load_run(folder).model.state_dict() for folder in (tmp_path / "whole", stopped)]
@@ -103,14 +101,14 @@ def test_training_that_broke_off_begins_again_with_all_tokens_and_ends_with_the_
     model, held_out, seen = tiny_model("chiar", routed_share=0.25).float(), ids(8, 64), []
 
     class Watched(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
+        def on_step_begin(self, args, state, control, **kwargs):
             seen.append(budget_routers(kwargs["model"])[0].shares[-1])
             if len(seen) == 2:
                 raise KeyboardInterrupt
 
     arguments = TrainingArguments(str(tmp_path), max_steps=4, report_to="none", use_cpu=True, save_strategy="no")
     texts = [{"input_ids": row, "labels": row} for row in ids(32, 16)]
-    callbacks = [ThresholdRefresh(held_out, every=1, dense_steps=3), Watched()]
+    callbacks = [ThresholdRefresh(held_out, dense_steps=3), Watched()]
     trainer = Trainer(model, arguments, train_dataset=texts, callbacks=callbacks)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
@@ -126,7 +124,7 @@ def test_what_training_cost_is_the_mean_over_its_steps(keys):
     model, input_ids, held_out = tiny_model("chiar", attention_keys=keys), ids(8, 128), ids(8, 128, seed=1)
     calibrate(model, held_out)
     thresholds = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.endswith("thresholds")}
-    start, each = DenseStart(model, steps=8, every=1), []
+    start, each = DenseStart(model, steps=8), []
     for step in range(16):
         start.set(start.remaining(step))
         calibrate(model, held_out)
@@ -170,7 +168,7 @@ def test_what_has_no_share_to_lower_is_refused(plan, tmp_path):
         assert not (tmp_path / "run").exists()
         model = tiny_model(recipe, **{name: value for name, value in fields.items() if value is not None})
         with pytest.raises(ValueError, match="is for routers that give two operators a share"):
-            DenseStart(model, 4, 2)
+            DenseStart(model, 4)
     for steps in (-1, 12):
         with pytest.raises(ValueError, match=rf"dense_steps must lie in \[0, 12\), of all steps, got {steps}"):
             replace(plan, dense_steps=steps)

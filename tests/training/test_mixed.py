@@ -11,6 +11,7 @@ from tests.helpers import ids, tiny_config
 from chiaroscuro import ChiarForSequenceClassification
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForMixedTasks
 from chiaroscuro.modeling.heads import ClassificationHead
+from chiaroscuro.routing import threshold_routers
 from chiaroscuro.training import TrainingPlan, load_run, prepare, train
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -126,6 +127,21 @@ def test_extra_batches_are_as_precise_as_the_others(plan, tmp_path, monkeypatch)
     assert seen == {torch.bfloat16}
 
 
+def test_thresholds_follow_the_text_and_not_the_other_tasks(plan, tmp_path, monkeypatch):
+    seen = []
+
+    def noting(model, gathered):
+        seen.extend(router.seen[0].shape[:2] for router in threshold_routers(model))
+
+    monkeypatch.setattr("chiaroscuro.training.trainer.follow", noting)
+    task = prepare(plan)
+    monkeypatch.setattr(
+        task, "extra_batch", lambda step: ("listops_flat", {"input_ids": ids(3, 9), "labels": ids(3, 1)[:, 0] % 10})
+    )
+    train(plan, task, tmp_path / "run")
+    assert set(seen) == {(plan.batch_size, plan.seq_len)}
+
+
 def test_several_processes_do_not_train_on_further_tasks(plan, tmp_path, monkeypatch):
     task = prepare(plan)
     monkeypatch.setattr("chiaroscuro.training.run.ranks", lambda: SimpleNamespace(num_processes=2))
@@ -143,6 +159,8 @@ def test_a_mixed_run_is_measured_on_further_texts_as_a_language_model(plan, engl
 def test_only_language_modelling_takes_further_tasks():
     with pytest.raises(ValueError, match="only language modelling takes further tasks, not task 'imdb'"):
         TrainingPlan(task="imdb", mixed={"listops_flat": ""})
+    with pytest.raises(ValueError, match="unknown further task 'recall'; known ones: imdb, listops, listops_flat"):
+        TrainingPlan(mixed={"recall": ""})
 
 
 def test_expressions_in_words_are_not_cut(plan):

@@ -16,6 +16,7 @@ from tests.helpers import ids, tiny_config
 
 from chiaroscuro import ChiarForCausalLM
 from chiaroscuro.modeling import read_json
+from chiaroscuro.routing import follow, threshold_routers
 from chiaroscuro.training import TrainingPlan, load_run, prepare, train
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -144,6 +145,10 @@ def shard(rank: int, port: int, expected: dict, folder: Path) -> None:
         else:
             torch.testing.assert_close(parameter.grad.full_tensor(), expected[name], atol=1e-6, rtol=1e-4, msg=name)
     assert next(model.parameters()).to_local().numel() < next(model.parameters()).numel()
+    model.train()(ids(4, 12), use_cache=False)
+    thresholds = [router.thresholds.clone() for router in threshold_routers(model)]
+    follow(model)  # which asks for weights between two passes
+    assert not any(map(torch.equal, thresholds, (router.thresholds for router in threshold_routers(model))))
     dist.destroy_process_group()
 
 

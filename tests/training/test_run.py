@@ -32,7 +32,6 @@ def plan(english) -> TrainingPlan:
         batch_size=4,
         seq_len=33,
         warmup_steps=2,
-        calibrate_every=3,
         fields=TINY,
     )
 
@@ -147,6 +146,27 @@ def test_a_run_is_not_resumed_by_another_plan(plan, tmp_path):
     assert (tmp_path / "run" / "results.json").read_text() == results
 
 
+def test_a_run_is_not_resumed_on_other_data(plan, english, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(english.read_text())
+    plan, out = replace(plan, data=str(text), save_every=4), tmp_path / "run"
+    whole = train(plan, prepare(plan), out)
+    (out / "results.json").unlink()
+    text.write_text(english.read_text() * 2)
+    with pytest.raises(ValueError, match="the data of the run in .*run have changed since it was begun"):
+        train(plan, prepare(plan), out, resume=True)
+    text.write_text(english.read_text())
+    assert train(plan, prepare(plan), out, resume=True)["loss"] == whole["loss"]
+
+
+def test_who_goes_on_without_a_checkpoint_is_told_that_it_begins_anew(plan, tmp_path):
+    task, out = prepare(plan), tmp_path / "run"
+    whole = train(plan, task, out)
+    (out / "results.json").unlink()
+    with pytest.warns(UserWarning, match="there is no checkpoint in .*run: its training begins anew"):
+        assert train(plan, task, out, resume=True)["loss"] == whole["loss"]
+
+
 def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan, tmp_path):
     train(plan, prepare(plan), tmp_path / "run")
     run = load_run(tmp_path / "run")
@@ -165,17 +185,42 @@ def test_a_model_that_was_trained_before_keeps_its_bandwidths():
     mixers = [mixer for mixer in model.modules() if isinstance(mixer, RBFMixer)]
     before = [mixer.log_gamma.item() for mixer in mixers]
     for fit, kept in ((False, True), (True, False)):
-        ThresholdRefresh(ids(2, 32), 5, fit_mixers=fit).on_step_begin(None, state, None, model=model)
+        ThresholdRefresh(ids(2, 32), fit_mixers=fit).on_step_begin(None, state, None, model=model)
         assert ([mixer.log_gamma.item() for mixer in mixers] == before) == kept
 
 
 @pytest.mark.parametrize("router", ["threshold", "learned", "benefit"])
 @pytest.mark.parametrize("steps", [1, 8])
-def test_a_divergence_that_calibration_finds_is_one_of_training(plan, tmp_path, router, steps):
+def test_a_divergence_that_thresholds_find_is_one_of_training(plan, tmp_path, router, steps):
     fields = TINY | {"router": router}
-    diverging = replace(plan, learning_rate=1e30, warmup_steps=0, steps=steps, calibrate_every=1, fields=fields)
+    diverging = replace(plan, learning_rate=1e30, warmup_steps=0, steps=steps, fields=fields)
     with pytest.raises(Diverged, match=r"training diverged at step \d"):
         train(diverging, prepare(diverging), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "router"), [("full_attention", "threshold"), ("chiar", "random"), ("chiar", "benefit")]
+)
+def test_a_divergence_in_the_last_step_is_one_too(plan, tmp_path, recipe, router):
+    last = replace(plan, recipe=recipe, learning_rate=1e30, warmup_steps=0, steps=1, fields=TINY | {"router": router})
+    with pytest.raises(Diverged, match="training diverged at step 1 with"):
+        train(last, prepare(last), tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("router", "share"), [("benefit", 0.5), ("benefit", 0.125), ("learned", 0.25), ("threshold", 0.75)]
+)
+def test_as_many_tokens_attend_in_each_step_as_should(plan, tmp_path, router, share):
+    fields = TINY | {"router": router, "routed_share": share}
+    plan = replace(plan, steps=40, batch_size=16, seq_len=65, learning_rate=4e-3, warmup_steps=8, fields=fields)
+    train(plan, prepare(plan), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    attended = [each["attention"] for line in lines if "loss" in line for each in line["routing"].values()]
+    explored = 1 / 8 if router == "benefit" else 0.0  # with a gate of a half on average
+    expected = share + explored * (0.5 - share)
+    assert len(attended) == 80
+    assert sum(abs(each - expected) for each in attended) / 80 < 0.1  # 0.2 to 0.6 if thresholds stand still
 
 
 def test_a_run_that_failed_at_its_start_does_not_block_its_folder(plan, tmp_path):
@@ -296,6 +341,29 @@ def test_comparison_gives_both_the_same_batches(plan, tmp_path):
     assert comparison["by_chance"]["perplexity of a unigram model"] > 1.0
     with pytest.raises(ValueError, match="nothing to compare"):
         compare(plan, "chiar", tmp_path / "same")
+
+
+def test_what_a_plan_says_of_routing_is_for_the_first_of_a_comparison(plan, tmp_path):
+    routed = replace(plan, steps=1, fields=TINY | {"layer_operators": [["dct", "attention"]] * 5})
+    runs = compare(routed, "full_attention", tmp_path / "both")["runs"]
+    assert [len(run["routing"]) for run in runs.values()] == [5, 0]
+
+
+def test_a_comparison_leaves_a_run_that_is_under_way_alone(plan, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "plan.json").write_text("{}")
+    with alone_in(out), pytest.raises(ValueError, match="another process is training in .*run: wait"):
+        compare(plan, "full_attention", out)
+    assert (out / "plan.json").exists()
+
+
+def test_other_text_is_measured_whole(plan, english, tmp_path):
+    task = prepare(replace(plan, eval_tokens=64, steps=1, test_on={"own": str(english)}))
+    results = train(task.plan, task, tmp_path / "run")
+    assert results["validation"]["tokens"] == 64
+    other = task_of(load_run(tmp_path / "run"), str(english))
+    assert other.measure(load_run(tmp_path / "run").model, "test").tokens == results["test_on"]["own"]["tokens"] > 1000
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "results.json"])

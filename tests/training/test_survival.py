@@ -40,7 +40,6 @@ def plan(english) -> TrainingPlan:
         batch_size=4,
         seq_len=33,
         warmup_steps=4,
-        calibrate_every=3,
         save_every=2,
         fields={"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "dropout": 0.2},
     )

@@ -3,7 +3,6 @@
 Shapes: B batch, T tokens, V vocabulary.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from chiaroscuro.data import encode_text
+from chiaroscuro.evaluation import perplexity_of
 from chiaroscuro.flops import executed_flops
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForSequenceClassification, RoutingTrace
 from chiaroscuro.routing import ThresholdRouter, at_share, forced
@@ -84,7 +84,7 @@ class Reading(TextRoute):
     @property
     def perplexity(self) -> float | None:
         """Of all tokens but the first; None where there is no other, and of a classifier."""
-        return math.exp(sum(self.loss) / len(self.loss)) if self.loss else None
+        return perplexity_of(sum(self.loss) / len(self.loss)) if self.loss else None
 
 
 @torch.no_grad()

@@ -125,7 +125,8 @@ def _follow(tokenizer: PreTrainedTokenizerFast, queue: "Queue[Any]") -> Iterator
 
 def _joined(before: LayerRoute, more: LayerRoute) -> LayerRoute:
     choice = before.choice + more.choice
-    shares = {name: choice.count(index) / len(choice) for index, name in enumerate(before.operators)}
+    part = len(more.choice) / len(choice)
+    shares = {name: (1 - part) * before.shares[name] + part * more.shares[name] for name in before.operators}
     return LayerRoute(
         before.layer,
         before.operators,

@@ -98,6 +98,8 @@ def train(
 
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on in")
+    if task == "recall" and (tokenizer or eval_tokens):
+        raise ValueError("task recall is generated and measured whole: it takes no --tokenizer and no --eval-tokens")
     for name, source in ({task: data} | sources(mix)).items():
         check_source(name, source)
     plan = TrainingPlan(
@@ -143,7 +145,7 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe and its same-size twin alike, and show what each costs and how well it does."""
+    """Train a recipe and its same-size twin, or another one, alike, and show what each costs and how well it does."""
     from chiaroscuro import training
     from chiaroscuro.analysis import png, route_text
     from chiaroscuro.modeling.recipes import recipe_named
@@ -177,10 +179,11 @@ def convert(
 ) -> None:
     """Turn a checkpoint of the paper's code into a folder that from_pretrained reads."""
     from chiaroscuro.modeling.convert import convert
-    from chiaroscuro.training import new_run_folder
+    from chiaroscuro.training import alone_in, new_run_folder
 
     model = convert(checkpoint)
-    model.save_pretrained(new_run_folder(out))
+    with alone_in(out):
+        model.save_pretrained(new_run_folder(out))
     print(f"{model.num_parameters():,} parameters written to {out}")
 
 

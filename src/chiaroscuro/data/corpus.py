@@ -54,9 +54,10 @@ def load_corpus(source: str) -> Corpus:
 
     Where names of files, or of folders in the one given, have the words train, valid(ation) or val, and test, and each
     of the three is there, these are the splits, and files of none are left out with a warning. Other folders are split
-    by file and a single file by position, at paragraph ends; lines are never shuffled. Raises ValueError for an unknown
-    name, a missing, empty or binary file, one that belongs to two splits, most files being of none beside files of all
-    three, and a data set that cannot be fetched, saying what to do instead.
+    by file and a single file by position, at ends of paragraphs or lines; lines are never shuffled.
+
+    Raises ValueError for an unknown name, a missing, empty or binary file, one that belongs to two splits, most files
+    being of none beside files of all three, and a data set that cannot be fetched, saying what to do instead.
     """
     if source.startswith(ARTICLES):
         return _in_articles(source, load_corpus)
@@ -67,7 +68,7 @@ def load_corpus(source: str) -> Corpus:
         return Corpus(source, _wikitext(source))
     if source == "wikitext-validation":
         return Corpus(source, _split_text(_wikitext("wikitext-2")["validation"][0], path))
-    if source == "imdb" or (path.is_dir() and any(path.glob("*.jsonl*"))):
+    if source == "imdb" or (path.is_dir() and any(any(path.glob(f"{name}.jsonl*")) for name in ("train", "test"))):
         return Corpus(source, imdb_texts(source))
     if path.is_dir():
         return Corpus(source, _folder(path))
@@ -80,11 +81,13 @@ def load_corpus(source: str) -> Corpus:
 
 
 def load_other_text(source: str) -> Corpus:
-    """What `source` has for a model that was not trained on it: of a text file each split is the whole, since nothing
-    of it need be held out. Raises ValueError as `load_corpus`."""
+    """What `source` has for a model that was not trained on it: of a text file, and of the validation text of WikiText,
+    each split is the whole, since nothing of it need be held out. Raises ValueError as `load_corpus`."""
     if source.startswith(ARTICLES):
         return _in_articles(source, load_other_text)
     path = Path(source)
+    if source == "wikitext-validation":
+        return Corpus(source, dict.fromkeys(SPLITS, _wikitext("wikitext-2")["validation"]))
     return Corpus(source, dict.fromkeys(SPLITS, [read_text(path)])) if path.is_file() else load_corpus(source)
 
 
@@ -94,7 +97,7 @@ def _in_articles(source: str, load: Callable[[str], Corpus]) -> Corpus:
 
 
 def read_text(path: Path) -> str:
-    """The file as UTF-8 text. Raises ValueError when it is missing, empty or not text."""
+    """The file as UTF-8 text, with Unix line ends. Raises ValueError when it is missing, empty or not text."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -107,7 +110,7 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
     if "\0" in text:
         raise ValueError(f"{path} looks binary (it holds NUL bytes); give a text file")
-    return text
+    return text.replace("\r\n", "\n")
 
 
 def _shakespeare() -> dict[str, str]:
@@ -170,17 +173,21 @@ def _split_names(documents: Mapping[str, D]) -> dict[str, list[D]]:
 
 
 def _split_text(text: str, path: Path) -> dict[str, list[str]]:
-    """Consecutive pieces of one text, cut at the paragraph end before the wanted place where there is one."""
-    first = _paragraph_end(text, round((1 - 2 * HELD_OUT) * len(text)))
-    second = _paragraph_end(text, round((1 - HELD_OUT) * len(text)))
+    """Consecutive pieces of one text, cut at the last end of a paragraph before the wanted place, or of a line, where
+    there is one."""
+    first = _end_of_text(text, round((1 - 2 * HELD_OUT) * len(text)))
+    second = _end_of_text(text, round((1 - HELD_OUT) * len(text)))
     pieces = {"train": text[:first], "validation": text[first:second], "test": text[second:]}
     if not all(piece.strip() for piece in pieces.values()):
         raise ValueError(f"{path} is too short to be split into training, validation and test text")
     return {split: [piece] for split, piece in pieces.items()}
 
 
-def _paragraph_end(text: str, place: int) -> int:
-    """The end of the last paragraph before `place`, if it is near; `place` itself otherwise."""
-    end = text.rfind("\n\n", 0, place)
-    near = round(HELD_OUT / 4 * len(text))
-    return end + 2 if end >= place - near else place
+def _end_of_text(text: str, place: int) -> int:
+    """The end of the last paragraph before `place`, if it is near, or of the last line; `place` itself otherwise."""
+    near = max(0, place - round(HELD_OUT / 4 * len(text)))
+    for end in ("\n\n", "\n"):
+        found = text.rfind(end, near, place)
+        if found >= 0:
+            return found + len(end)
+    return place

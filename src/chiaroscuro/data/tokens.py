@@ -125,8 +125,8 @@ class Windows(Dataset[dict[str, Tensor]], ABC):
 
 class TokenWindows(Windows):
     """Windows of T tokens, each beginning with the last token of the one before, so that every token but the first of
-    the text is predicted exactly once. With `count`, at most that many of them, spread evenly over the text. stored:
-    the tokens of the text.
+    the text is predicted exactly once, up to the end of the last whole window. With `count`, at most that many of them,
+    spread evenly over the text. stored: the tokens of the text.
 
     Raises ValueError when the text does not fill one window.
     """

@@ -18,6 +18,7 @@ from chiaroscuro.progress import tracked
 from chiaroscuro.routing.evaluating import evaluating
 
 LARGEST_EXPONENT = 700.0  # that a float holds the exponential of
+TOGETHER = 8192  # tokens at a time: what they are predicted by takes memory for each entry of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ class Evaluation:
         ids = predicted.nonzero()[0]
         text_bytes = 0 if token_bytes is None else int(token_bytes[ids] @ predicted[ids])
         bits = nats / math.log(2) / text_bytes if text_bytes else None
-        return cls(nats / tokens, tokens, routing, math.exp(min(nats / tokens, LARGEST_EXPONENT)), bits)
+        return cls(nats / tokens, tokens, routing, perplexity_of(nats / tokens), bits)
+
+
+def perplexity_of(loss: float) -> float:
+    """The exponential of nats per token, or the largest that a float holds."""
+    return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 class ShareCounter:
@@ -74,15 +80,17 @@ def evaluate(
     model: ChiarForCausalLM,
     windows: TokenWindows,
     token_bytes: np.ndarray | None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     show_progress: bool = False,
 ) -> Evaluation:
     """Every token but the first of `windows` predicted once, from what precedes it in its window.
 
     `token_bytes` holds the bytes behind each token id (`chiaroscuro.data.token_bytes`), None where they are not known
-    and bits per byte cannot be told. The model is run in evaluation mode, its thresholds as they are.
+    and bits per byte cannot be told. `batch_size` windows are taken at a time, without it up to sixteen. The model is
+    run in evaluation mode, its thresholds as they are.
     """
     nats, predicted, shares = 0.0, np.zeros(model.config.vocab_size, dtype=np.int64), ShareCounter()
+    batch_size = batch_size or min(16, max(1, TOGETHER // windows.length))
     starts = range(0, len(windows), batch_size)
     with evaluating(model):
         for start in tracked(starts, "evaluating", show_progress):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chiaroscuro.mixers.flops import Flops, Work
+from chiaroscuro.mixers.registry import Registry
 from chiaroscuro.ops import Chosen
 
 
@@ -77,6 +78,7 @@ class Mixer(nn.Module, ABC):
     remembers: bool = False  # whether tokens that go elsewhere must be shown to it, since later ones may see them
     # Whether it multiplies tokens by matrices, as attention does; layers in which none does are small.
     projects: ClassVar[bool] = True
+    gives_nothing: ClassVar[bool] = False  # whether its outputs are all zero, so that it need not be run
 
     @classmethod
     @abstractmethod
@@ -108,33 +110,23 @@ class Mixer(nn.Module, ABC):
         once, before training."""
 
 
-M = TypeVar("M", bound=Mixer)
-_MIXERS: dict[str, type[Mixer]] = {}
+M = TypeVar("M", bound=type[Mixer])
+_MIXERS: Registry[Mixer] = Registry("operator")
 _RESERVED = ("short_convolution", "meta_router")  # whose states lie beside those of a layer's operators
 
 
-def register_mixer(name: str) -> Callable[[type[M]], type[M]]:
+def register_mixer(name: str) -> Callable[[M], M]:
     """Class decorator: make a mixer available to configurations under `name`. Raises ValueError when the name is
     taken by another class, and for one that no operator can have: it becomes part of the names of weights."""
     if not name.isidentifier() or name in _RESERVED or hasattr(nn.ModuleDict, name):
         raise ValueError(f"an operator cannot be called {name!r}: give a name as of a variable, not taken otherwise")
-
-    def register(cls: type[M]) -> type[M]:
-        known = _MIXERS.setdefault(name, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"operator {name!r} is already registered, by {known.__module__}.{known.__qualname__}")
-        _MIXERS[name] = cls
-        return cls
-
-    return register
+    return _MIXERS.register(name)
 
 
 def operator_names() -> list[str]:
-    return sorted(_MIXERS)
+    return _MIXERS.names()
 
 
 def mixer_class(name: str) -> type[Mixer]:
     """The mixer registered under `name`. Raises ValueError listing the known names."""
-    if name not in _MIXERS:
-        raise ValueError(f"unknown operator {name!r}; known operators: {', '.join(sorted(_MIXERS))}")
     return _MIXERS[name]

@@ -17,6 +17,7 @@ class NothingMixer(Mixer):
     """y = 0: a token routed here skips the operator. What the DCT is with its filter at zero and kept there."""
 
     projects: ClassVar[bool] = False
+    gives_nothing: ClassVar[bool] = True
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
@@ -33,6 +34,8 @@ class NothingMixer(Mixer):
 @register_mixer("identity")
 class IdentityMixer(NothingMixer):
     """y = x: what the DCT is with its filter at one and kept there, in the paper's code up to a factor."""
+
+    gives_nothing: ClassVar[bool] = False
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
         return x_BTD if chosen is None else chosen.take(x_BTD)

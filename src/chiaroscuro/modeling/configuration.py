@@ -34,7 +34,7 @@ _NUMBERS = {
     "dct_filter_start": -sys.float_info.max,
 }
 LAYERS = 5
-_OF_ROUTING = {  # what a twin does not inherit
+OF_ROUTING = {  # what a twin does not inherit
     *("recipe", "layer_operators", "router", "routed_share", "tau_low", "tau_high", "attention_keys", "dispatch"),
     *("meta_router", "feed_forward", "collapse_weight", "entropy_dc_weight", "dct_filter_start", "rbf_features"),
     "task_labels",
@@ -182,7 +182,7 @@ class ChiarConfig(PreTrainedConfig):
         have no projections it has fewer layers, so that it is as large; never more, and whole ones."""
         own = {field.name for field in dataclasses.fields(ChiarConfig)}
         own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-        same = {name: getattr(self, name) for name in own - _OF_ROUTING | {"num_labels"}}
+        same = {name: getattr(self, name) for name in own - OF_ROUTING | {"num_labels"}}
         return ChiarConfig.from_recipe("full_attention", **same | {"num_hidden_layers": self._layers_of_attention()})
 
     def _layers_of_attention(self) -> int:

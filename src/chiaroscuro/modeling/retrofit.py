@@ -53,6 +53,8 @@ def retrofit(
     if any(isinstance(module, RoutedAttention) for module in found.values()):
         raise ValueError(f"this {type(model).__name__} was retrofitted before")
     chosen = sorted(found)[1:-1] if layers is None else sorted(set(layers))
+    if layers is None and not chosen:
+        raise ValueError(f"there is no layer between the first and the last of {sorted(found)}: give layers")
     if not chosen or not set(chosen) <= set(found):
         raise ValueError(f"layers must be some of {sorted(found)}, got {chosen}")
     try:
@@ -179,7 +181,7 @@ def _route(attention: Any, light: Light) -> None:
     """Make an attention module a `RoutedAttention`, which keeps its own class as a base."""
     config = attention.config
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-    if window is not None and window < config.max_position_embeddings:
+    if window and window < config.max_position_embeddings:  # none is also said as zero
         raise ValueError(f"layer {attention.layer_idx} attends within a window of {window} tokens, which is not routed")
     otherwise = {
         "caps the scores of its attention": getattr(config, "attn_logit_softcapping", None) is not None,

@@ -7,6 +7,7 @@ and move during training.
 Shapes: B batch, T tokens, D model channels.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ from chiaroscuro.mixers import Mixer
 from chiaroscuro.ops.accelerator import most_precise
 from chiaroscuro.routing.evaluating import evaluating, uncompiled
 from chiaroscuro.routing.router import threshold_routers
-from chiaroscuro.routing.thresholds import between
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,21 @@ class Calibration:
     high: float
     mean: float
     deviation: float
+
+
+def follow(model: nn.Module, gathered: Callable[[Tensor], Tensor] = lambda score_N: score_N) -> None:
+    """Set the thresholds of every threshold router to its quantiles of the scores that the tokens of the last forward
+    pass in training have by the weights of now. To be called after each step of the optimiser: what a step learns moves
+    all scores, at first by so much that thresholds would part few tokens or most of them. Later tokens decide nothing
+    about earlier ones by it, as the largest scores of a batch would.
+
+    gathered: makes of the scores of one process those of all. Raises NotFinite for a score that is NaN or infinite.
+    """
+    for router in threshold_routers(model):
+        score_N = router.scores_seen()
+        router.seen = None
+        if score_N is not None and len(score_N := gathered(score_N)):
+            router.part(score_N)
 
 
 def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) -> list[Calibration]:
@@ -46,8 +61,7 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
     def set_thresholds(router: Any, args: tuple[Any, ...]) -> None:
         score = router.score(*args).flatten()
         score = score.to(most_precise(score.device))
-        low, high = (between(score, quantile) for quantile in router.quantiles)
-        router.set_thresholds(low, high)
+        low, high = router.part(score)
         found.append(Calibration(router.layer, low, high, float(score.mean()), float(score.std(correction=0))))
 
     def fit(mixer: Any, args: tuple[Tensor, ...]) -> None:

@@ -10,10 +10,11 @@ from transformers import initialization as init
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
 from chiaroscuro.ops.accelerator import most_precise
-from chiaroscuro.routing.learned_routers import BenefitRouter, explored
-from chiaroscuro.routing.router import BudgetRouter, ThresholdRouter
+from chiaroscuro.routing.learned_routers import explored
+from chiaroscuro.routing.router import BudgetRouter, ThresholdRouter, register_router
 
 
+@register_router("random")
 class RandomRouter(BudgetRouter):
     """Each operator with the probability of its share, by a hash of token (where its id is known), position and layer:
     the control that knows nothing of the token's vector, and still gives the same answer through the cache as in a full
@@ -31,6 +32,7 @@ class RandomRouter(BudgetRouter):
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 
+@register_router("random_explored")
 class RandomExploredRouter(RandomRouter):
     """The random router, exploring in training as `BenefitRouter` does and learning nothing from it: the control for
     what exploring does for a model by itself. With two operators only."""
@@ -42,10 +44,11 @@ class RandomExploredRouter(RandomRouter):
         gates_BTO = super().forward(x_BTD, entropy_BT, context)
         if not self.training:
             return gates_BTO
-        second_BT, _ = explored(gates_BTO[..., 1], BenefitRouter.EXPLORED, context)
+        second_BT, _ = explored(gates_BTO[..., 1], context)
         return torch.stack((1 - second_BT, second_BT), dim=-1)
 
 
+@register_router("hash")
 class HashRouter(ThresholdRouter):
     """A hash of the token's id and the layer against the thresholds (S. Roller et al., "Hash Layers for Large Sparse
     Models", 2021): the control that knows nothing of a token but which one it is, and sends it the same way wherever it
@@ -71,6 +74,7 @@ class HashRouter(ThresholdRouter):
         return (_mix_bits(_of_ids(context.ids_BT) + _of_layer(self.layer) + self.salt) & 0xFFFFFF).float() / 2**24
 
 
+@register_router("interleaved")
 class InterleavedRouter(BudgetRouter):
     """Each operator in turn, by position, and in the next layer one further: the control that spreads the same share as
     evenly as can be."""

@@ -57,32 +57,34 @@ def dispatch(
     """
     if sparse and x_BTD.shape[:2] == (1, 1) and routing.valid_BT is None and not routing.weighted:
         return _dispatch_one(modules, x_BTD, routing, context_of)
+    run = [index for index, module in enumerate(modules) if not module.gives_nothing]
     if sparse:
         assert routing.chosen is not None
-        rows = [module(x_BTD, routing.chosen[index], context_of(index)) for index, module in enumerate(modules)]
+        rows = {index: modules[index](x_BTD, routing.chosen[index], context_of(index)) for index in run}
         return _put_back(rows, routing, x_BTD)
     out = torch.zeros_like(x_BTD)
-    for index, module in enumerate(modules):
+    for index in run:
         context = context_of(index)
         if routing.chosen is not None:
             context = replace(context, routed_BT=routing.chosen[index].mask_BT)
-        out = out + routing.gates_BTO[..., index, None] * module(x_BTD, None, context)
+        out = out + routing.gates_BTO[..., index, None] * modules[index](x_BTD, None, context)
     return out
 
 
-def _put_back(rows: Sequence[Tensor], routing: Routing, x_BTD: Tensor) -> Tensor:
-    """(B, T, D): the outputs of the operators, each at its tokens."""
+def _put_back(rows: Mapping[int, Tensor], routing: Routing, x_BTD: Tensor) -> Tensor:
+    """(B, T, D): the outputs of the operators by their index, each at its tokens; zero elsewhere."""
     assert routing.chosen is not None
     tokens = x_BTD.shape[0] * x_BTD.shape[1]
     if routing.weighted:  # a token may have gone to several
         out = x_BTD.new_zeros(tokens, x_BTD.shape[2])
-        for chosen, row, gate_BT in zip(routing.chosen, rows, routing.gates_BTO.unbind(-1), strict=True):
+        for index, row in rows.items():
+            chosen, gate_BT = routing.chosen[index], routing.gates_BTO[..., index]
             out = out.index_add(0, chosen.flat_M, (row * chosen.take(gate_BT)[:, None]).to(x_BTD.dtype))
         return out.view_as(x_BTD)
-    everywhere = sum(len(row) for row in rows) == tokens  # padding goes to no operator
+    everywhere = sum(map(len, rows.values())) == tokens  # neither padding, nor tokens that get nothing
     out = (x_BTD.new_empty if everywhere else x_BTD.new_zeros)(tokens, x_BTD.shape[2])
-    for chosen, row in zip(routing.chosen, rows, strict=True):
-        out.index_copy_(0, chosen.flat_M, row.to(x_BTD.dtype))
+    for index, row in rows.items():
+        out.index_copy_(0, routing.chosen[index].flat_M, row.to(x_BTD.dtype))
     return out.view_as(x_BTD)
 
 

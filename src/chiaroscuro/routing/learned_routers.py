@@ -8,24 +8,33 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear, one_hot
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
 from chiaroscuro.ops.accelerator import without_autocast
-from chiaroscuro.routing.router import Router, ThresholdRouter
+from chiaroscuro.routing.router import Router, ThresholdRouter, register_router
+
+EXPLORED = 1 / 8  # of the tokens
 
 
 class _Precise(nn.Linear):
     """In float32 at least: in half precision scores, and entropies, would fall together. Called as a module, so that
-    its weight is there where weights are kept elsewhere until they are needed."""
+    its weight is there where weights are kept elsewhere until they are needed, and put together where it is called
+    between two passes and processes hold a part each."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         precision = torch.promote_types(x_BTD.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(precision)
+        bias = None if self.bias is None else _whole(self.bias).to(precision)
         with without_autocast(x_BTD.device):
-            return linear(x_BTD.to(precision), self.weight.to(precision), bias)
+            return linear(x_BTD.to(precision), _whole(self.weight).to(precision), bias)
 
 
+def _whole(weight: Tensor) -> Tensor:
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+@register_router("learned")
 class LearnedRouter(ThresholdRouter):
     """A learned score, Linear(x), against the thresholds: the budget of the threshold router without its entropy.
 
@@ -54,6 +63,7 @@ class LearnedRouter(ThresholdRouter):
         return straight_through(torch.stack((1 - second_BT, second_BT), dim=-1), choice_BT).to(x_BTD.dtype)
 
 
+@register_router("benefit")
 class BenefitRouter(LearnedRouter):
     """A score, Linear(x), that learns to predict how much less the loss is for the second operator in the place of the
     first, against the thresholds.
@@ -66,23 +76,22 @@ class BenefitRouter(LearnedRouter):
     """
 
     explores = True
-    EXPLORED = 1 / 8  # of the tokens
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         score_BT = self.score(x_BTD.detach(), entropy_BT)
         second_BT = self.choose(score_BT, context).to(x_BTD.dtype)
         if self.training:
-            second_BT, explored_BT = explored(second_BT, self.EXPLORED, context)
+            second_BT, explored_BT = explored(second_BT, context)
             second_BT = _FittedToGain.apply(second_BT, score_BT, explored_BT)
         return torch.stack((1 - second_BT, second_BT), dim=-1)
 
 
-def explored(second_BT: Tensor, part: float, context: Context) -> tuple[Tensor, Tensor]:
-    """Gates of the second operator, those of a `part` of the tokens drawn anew from [0, 1], and which tokens these are:
-    any but padding. A drawn gate is neither end itself, also as half precision rounds it: an operator with a gate of
-    zero is not run, and nothing would be found out about it."""
+def explored(second_BT: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Gates of the second operator, those of an eighth of the tokens drawn anew from [0, 1], and which tokens these
+    are: any but padding. A drawn gate is neither end itself, also as half precision rounds it: an operator with a gate
+    of zero is not run, and nothing would be found out about it."""
     precise_BT = second_BT.to(torch.promote_types(second_BT.dtype, torch.float32))
-    explored_BT = torch.rand_like(precise_BT) < part
+    explored_BT = torch.rand_like(precise_BT) < EXPLORED
     if context.valid_BT is not None:
         explored_BT = explored_BT & context.valid_BT.bool()
     end = torch.finfo(second_BT.dtype).eps
@@ -111,6 +120,7 @@ class _FittedToGain(torch.autograd.Function):
         return None, unit * score_BT * explored_BT - gain_BT, None
 
 
+@register_router("soft")
 class SoftRouter(Router):
     """gates = softmax(Linear([x; H])); the outputs of all operators are blended (paper, "soft")."""
 
@@ -136,6 +146,7 @@ class SoftRouter(Router):
         return self.probabilities(x_BTD, entropy_BT).to(x_BTD.dtype)
 
 
+@register_router("hard")
 class HardRouter(SoftRouter):
     """The largest gate of the soft router, with a straight-through gradient (paper, "hard")."""
 

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D model channels, O operators.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from transformers import initialization as init
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
+from chiaroscuro.mixers.registry import Registry
 from chiaroscuro.routing.thresholds import between, check_share, check_thresholds, noise_thresholds
 
 
@@ -59,6 +60,10 @@ class Router(nn.Module, ABC):
         gates_BTO: Tensor = self(x_BTD, entropy_BT, context)
         if self.forced_BT is None:
             return gates_BTO
+        if self.forced_BT.shape != gates_BTO.shape[:2]:
+            raise ValueError(
+                f"tokens {tuple(gates_BTO.shape[:2])} cannot be forced by a choice of {tuple(self.forced_BT.shape)}"
+            )
         forced_BTO = one_hot(self.forced_BT.clamp_min(0), self.num_operators).to(gates_BTO)
         return forced_BTO.where((self.forced_BT >= 0)[..., None], gates_BTO)
 
@@ -68,6 +73,26 @@ class Router(nn.Module, ABC):
 
     def reset_parameters(self) -> None:
         """Set parameters and buffers held by this module itself to their starting values."""
+
+
+R = TypeVar("R", bound=type[Router])
+_ROUTERS: Registry[Router] = Registry("router")
+
+
+def register_router(name: str) -> Callable[[R], R]:
+    """Class decorator: make a router available to configurations under `name`, to be built from hidden size, number of
+    operators and index of the layer, and of a `BudgetRouter` from `routed_share` as well. Raises ValueError when the
+    name is taken by another class."""
+    return _ROUTERS.register(name)
+
+
+def router_names() -> list[str]:
+    return _ROUTERS.names()
+
+
+def router_class(name: str) -> type[Router]:
+    """The router registered under `name`. Raises ValueError listing the known names."""
+    return _ROUTERS[name]
 
 
 class BudgetRouter(Router):
@@ -94,6 +119,7 @@ class BudgetRouter(Router):
         return (*((1 - self.dense) * other for other in others), last + self.dense * (1 - last))
 
 
+@register_router("threshold")
 class ThresholdRouter(BudgetRouter):
     """Entropy against two thresholds; nothing is learned (paper, "Theorem 1").
 
@@ -118,6 +144,7 @@ class ThresholdRouter(BudgetRouter):
         noise_low, noise_high = noise_thresholds(hidden_size)
         self.start = (noise_low if low is None else low, noise_high if high is None else high)
         self.share_at_hand: float | None = None  # of the tokens at hand, that thresholds are put below (`at_share`)
+        self.seen: tuple[Tensor, Tensor | None, Context] | None = None  # what was scored in the last pass in training
         check_thresholds(*self.start)
         self.thresholds: Tensor
         self.register_buffer("thresholds", torch.empty(2, dtype=torch.float32))
@@ -139,6 +166,29 @@ class ThresholdRouter(BudgetRouter):
     def set_thresholds(self, low: float, high: float) -> None:
         check_thresholds(low, high)
         self.thresholds.copy_(self.thresholds.new_tensor((low, high)))
+
+    def gates(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context) -> Tensor:
+        """As of any router; in training what is scored is kept, for `chiaroscuro.routing.follow`."""
+        if self.training:
+            entropy = None if entropy_BT is None else entropy_BT.detach()
+            self.seen = x_BTD.detach(), entropy, Context(ids_BT=context.ids_BT, valid_BT=context.valid_BT)
+        return super().gates(x_BTD, entropy_BT, context)
+
+    @torch.no_grad()
+    def scores_seen(self) -> Tensor | None:
+        """The scores, by the weights of now, of the tokens in the last forward pass in training, padding left out; None
+        where there was none."""
+        if self.seen is None:
+            return None
+        score_BT, valid_BT = self.score(*self.seen), self.seen[-1].valid_BT
+        return score_BT.flatten() if valid_BT is None else score_BT[valid_BT.bool()]
+
+    @torch.no_grad()
+    def part(self, score_N: Tensor) -> tuple[float, float]:
+        """Set the thresholds to the quantiles of scores that are typical, and return them."""
+        low, high = (between(score_N, quantile) for quantile in self.quantiles)
+        self.set_thresholds(low, high)
+        return low, high
 
     @property
     def quantiles(self) -> tuple[float, float]:

@@ -15,13 +15,13 @@ from chiaroscuro.routing import BudgetRouter, calibrate
 
 class DenseStart:
     """The shares of a model's routers over training: all tokens at the first step, from step `steps` on each router's
-    own share, evenly less between, changed every `every` steps.
+    own share, evenly less between.
 
     Raises ValueError for a model in which no router has a share below one, and for a choice between more than two
     operators.
     """
 
-    def __init__(self, model: nn.Module, steps: int, every: int):
+    def __init__(self, model: nn.Module, steps: int):
         self.routers = [module for module in model.modules() if isinstance(module, BudgetRouter)]
         many = any(router.num_operators > 2 for router in self.routers)
         if many or all(router.share == 1.0 for router in self.routers):
@@ -30,14 +30,13 @@ class DenseStart:
                 "that of a retrofitted model is set before, by set_share"
             )
         self.steps = steps
-        self.every = every
 
     def remaining(self, step: int) -> float:
         """How much of the way from all tokens to each router's own share is still to go at a step, from 1 to 0."""
-        return 0.0 if step >= self.steps else 1.0 - (step - step % self.every) / self.steps
+        return max(0.0, 1.0 - step / self.steps)
 
     def set(self, remaining: float) -> None:
-        """Let so much of the way be still to go. Thresholds follow when they are calibrated."""
+        """Let so much of the way be still to go. Thresholds go by it when they are set next."""
         for router in self.routers:
             router.dense = remaining
 

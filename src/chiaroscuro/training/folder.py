@@ -1,7 +1,7 @@
 """The run folder: what a finished run leaves behind, and reading it back.
 
-`config.json`, `model.safetensors`, the tokenizer, `plan.json` (what the run was told), `metrics.jsonl` (one log per
-line) and `results.json`.
+`config.json`, `model.safetensors`, the tokenizer, `plan.json` (what the run was told), `data.json` (a hash of what it
+was trained on), `metrics.jsonl` (one log per line) and `results.json`.
 """
 
 import json
@@ -38,6 +38,7 @@ RESULTS = "results.json"
 METRICS = "metrics.jsonl"
 COMPARISON = "comparison.json"  # beside the runs that `compare` trained
 PLAN = "plan.json"
+DATA = "data.json"
 CHECKPOINTS = "checkpoints"
 
 
@@ -82,7 +83,7 @@ def new_run_folder(folder: Path) -> Path:
 def _holds_a_start_only(folder: Path) -> bool:
     """Whether nothing but the plan and the logs of a run is there."""
     files = [path for path in folder.rglob("*") if not path.is_dir()]
-    return folder / PLAN in files and set(files) <= {folder / PLAN, folder / METRICS}
+    return folder / PLAN in files and set(files) <= {folder / name for name in (PLAN, DATA, METRICS)}
 
 
 def load_run(folder: Path) -> Run:

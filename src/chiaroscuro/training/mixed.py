@@ -80,13 +80,15 @@ class MixedTrainer(RoutingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         extra = self.extra_batch(self.state.global_step) if model.training else None
-        if extra is not None:
+        further: Tensor | float = 0.0
+        if extra is not None:  # before the text, whose scores are those that thresholds are to follow
             name, batch = extra
             assert isinstance(model, ChiarForMixedTasks)
             with self.accelerator.autocast():  # which the Trainer puts around the forward pass of the model itself only
-                loss = loss + model.classifier(name)(**self._prepare_inputs(batch)).loss
+                further = model.classifier(name)(**self._prepare_inputs(batch)).loss
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = loss + further
         return (loss, outputs) if return_outputs else loss
 
 
@@ -108,6 +110,6 @@ def task_of(run: Run, data: str | None = None) -> Task:
         raise ValueError(f"{run.folder / RESULTS} does not say what the run was trained on: give --data")
     task = str(plan.get("task", "lm"))
     check_source(task, data)
-    plan |= {"tokenizer": str(run.folder), "test_on": {}} | ({"data": data} if data else {})
+    plan |= {"tokenizer": str(run.folder), "test_on": {}} | ({"data": data, "eval_tokens": None} if data else {})
     corpus = load_other_text(data) if data and task == "lm" else None
     return prepare(TrainingPlan.read(plan, run.folder / RESULTS), corpus)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
-from chiaroscuro.data import SPLITS
+from chiaroscuro.data import SPLITS, TASKS
 from chiaroscuro.modeling import ChiarConfig
 from chiaroscuro.modeling.recipes import recipe_named
 
@@ -36,7 +36,6 @@ class TrainingPlan:
         drawn by the step, is added to that of the language model.
     test_on: further texts by name, with the source of each, that a language model is measured on once it is trained
         (`chiaroscuro.data.load_other_text`).
-    calibrate_every: steps between two calibrations of the thresholds on validation text.
     dense_steps: over so many steps the share of tokens that attend is lowered evenly from all to the share that
         the configuration gives (`chiaroscuro.training.DenseStart`).
     save_every: steps between checkpoints, None for none.
@@ -59,7 +58,6 @@ class TrainingPlan:
     eval_tokens: int | None = None
     mixed: dict[str, str] = field(default_factory=dict)
     test_on: dict[str, str] = field(default_factory=dict)
-    calibrate_every: int = 20
     dense_steps: int = 0
     save_every: int | None = None
     bf16: bool = False
@@ -77,12 +75,15 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         recipe_named(self.recipe)
-        for name in ("vocab_size", "steps", "batch_size", "calibrate_every"):
+        for name in ("vocab_size", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("save_every", "eval_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        unknown = sorted(set(self.mixed) - set(TASKS))
+        if unknown:
+            raise ValueError(f"unknown further task {unknown[0]!r}; known ones: {', '.join(TASKS)}")
         if self.mixed and self.task != "lm":
             raise ValueError(f"only language modelling takes further tasks, not task {self.task!r}")
         if self.test_on and self.task != "lm":

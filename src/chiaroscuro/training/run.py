@@ -1,6 +1,7 @@
 """Train a model by a plan, measure it on held-out text, and leave a run folder."""
 
 import json
+import math
 import pickle
 import signal
 import warnings
@@ -23,6 +24,7 @@ from chiaroscuro.training.checkpoints import discard_drafts, last_whole, steps_o
 from chiaroscuro.training.dense_start import DenseStart, training_ratio
 from chiaroscuro.training.folder import (
     CHECKPOINTS,
+    DATA,
     METRICS,
     PLAN,
     RESULTS,
@@ -79,6 +81,8 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
     with ExitStack() as stack:
         on_first(lambda: stack.enter_context(alone_in(out)))
         results = on_first(lambda: _finished(plan, out)) if resume else None
+        if resume and results is None:
+            on_first(lambda: _check_same_data(task, out))
         if results is None:
             results = _train(plan, config, task, out, resume, sharded)
     return results if ranks().is_main_process else {}
@@ -88,7 +92,7 @@ def _train(
     plan: TrainingPlan, config: ChiarConfig, task: Task, out: Path, resume: bool, sharded: bool
 ) -> dict[str, Any]:
     """`train`, of what is in order, by processes that are alone in the folder."""
-    checkpoint = on_first(lambda: _go_on(out) if resume else _begin(plan, out))
+    checkpoint = on_first(lambda: _go_on(out) if resume else _begin(plan, task, out))
     done = 0 if checkpoint is None else steps_of(checkpoint)
     set_seed(plan.seed)
     model: Any = task.build(config)
@@ -117,11 +121,14 @@ def _finish(plan: TrainingPlan, model: Any, task: Task, out: Path, trainer: Rout
     """Calibrate and measure a trained model, and write all that makes a run folder. Returns the results."""
     try:
         calibrate(model, task.calibration_text().to(model.device))
+        measured = _measured(plan, model, task)
     except NotFinite as error:
         raise trainer.diverged() from error
+    if not math.isfinite(measured["loss"]):
+        raise trainer.diverged()
     tokens_seen = trainer.state.num_input_tokens_seen
     seconds = seconds_trained(out / METRICS)
-    results = _measured(plan, model, task) | {
+    results = measured | {
         "tokens_seen": tokens_seen,
         "train_seconds": seconds,
         "tokens_per_second": tokens_seen / seconds if seconds else None,
@@ -199,14 +206,15 @@ def _spent_in_training(plan: TrainingPlan, model: Any, task: Task) -> dict[str, 
     """What the ratios of the trained model do not say of its training, that more tokens attended at first."""
     if not plan.dense_steps:
         return {}
-    start = DenseStart(model, plan.dense_steps, plan.calibrate_every)
+    start = DenseStart(model, plan.dense_steps)
     texts = (text.to(model.device) for text in (task.sample("test", FLOPS_TOKENS), task.calibration_text()))
     return {"training_ratio": training_ratio(model, start, plan.steps, *texts)}
 
 
-def _begin(plan: TrainingPlan, out: Path) -> None:
-    """Make the run folder, with the plan."""
+def _begin(plan: TrainingPlan, task: Task, out: Path) -> None:
+    """Make the run folder, with the plan and a hash of the data."""
     write_json(new_run_folder(out) / PLAN, asdict(plan))
+    write_json(out / DATA, {"sha256": task.digest()})
 
 
 def _finished(plan: TrainingPlan, out: Path) -> dict[str, Any] | None:
@@ -223,6 +231,8 @@ def _go_on(out: Path) -> Path | None:
     checkpoint, complaints = last_whole(out / CHECKPOINTS)
     for complaint in complaints:
         warnings.warn(complaint, stacklevel=3)
+    if checkpoint is None:
+        warnings.warn(f"there is no checkpoint in {out}: its training begins anew", stacklevel=3)
     discard_drafts(out / CHECKPOINTS)
     cut_metrics(out / METRICS, 0 if checkpoint is None else steps_of(checkpoint))
     return checkpoint
@@ -242,6 +252,16 @@ def _check_same_plan(plan: TrainingPlan, started: TrainingPlan) -> None:
     if changed:
         differences = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
         raise ValueError(f"the run was started by another plan: {differences}")
+
+
+def _check_same_data(task: Task, out: Path) -> None:
+    """A run goes on with the data that it was begun on, whose tokens its weights know. (Runs of before this was written
+    down go on with what there is.)"""
+    if (out / DATA).exists() and read_json(out / DATA).get("sha256") != task.digest():
+        raise ValueError(
+            f"the data of the run in {out} have changed since it was begun: restore them, or begin anew with another "
+            "--out"
+        )
 
 
 def _trainer(
@@ -286,7 +306,7 @@ def _trainer(
         train_dataset=task.examples["train"],
         data_collator=task.collate,
         callbacks=[
-            ThresholdRefresh(task.calibration_text(), plan.calibrate_every, dense_steps=plan.dense_steps),
+            ThresholdRefresh(task.calibration_text(), dense_steps=plan.dense_steps),
             MetricsFile(out / METRICS),
             *callbacks,
         ],

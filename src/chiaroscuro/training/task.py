@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,13 @@ class Task(ABC, Generic[W]):
         """All data that models are trained and measured on, in a fixed order."""
         for windows in self.windows.values():
             yield windows.stored
+
+    def digest(self) -> str:
+        """A hash of all data, as they are encoded."""
+        digest = hashlib.sha256()
+        for part in self.stored():
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
 
     def fields(self) -> dict[str, Any]:
         """Fields of the configuration that follow from the data."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather, pad_across_processes
 from rich.progress import TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.progress import bar
-from chiaroscuro.routing import calibrate, threshold_routers, utilisation, utilisation_entropy
+from chiaroscuro.routing import calibrate, follow, threshold_routers, utilisation, utilisation_entropy
 from chiaroscuro.training.checkpoints import DRAFTS, discard_drafts, last_whole, settle
 from chiaroscuro.training.dense_start import DenseStart
 from chiaroscuro.training.folder import seconds_trained
@@ -114,7 +115,8 @@ class RoutingTrainer(Trainer):
 
 
 class ThresholdRefresh(TrainerCallback):
-    """Calibrates on held-out text before the first step, then every `every` steps, and when training ends.
+    """Calibrates on held-out text before the first step and when training ends; in between thresholds follow the scores
+    of each step (`chiaroscuro.routing.follow`).
 
     Embeddings move, and with them the entropies; thresholds left alone would soon send all tokens one way. They change
     between steps only and stay as they are in evaluation. Before the first step the mixers start from data as well,
@@ -126,9 +128,8 @@ class ThresholdRefresh(TrainerCallback):
         begins, for a model without a share to lower.
     """
 
-    def __init__(self, input_ids_BT: Tensor, every: int = 20, fit_mixers: bool = True, dense_steps: int = 0):
+    def __init__(self, input_ids_BT: Tensor, fit_mixers: bool = True, dense_steps: int = 0):
         self.input_ids_BT = input_ids_BT
-        self.every = every
         self.fit_mixers = fit_mixers
         self.dense_steps = dense_steps
         self.dense_start: DenseStart | None = None
@@ -137,16 +138,20 @@ class ThresholdRefresh(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.dense_steps:
-            self.dense_start = DenseStart(kwargs["model"], self.dense_steps, self.every)
+            self.dense_start = DenseStart(kwargs["model"], self.dense_steps)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        step = state.global_step
-        if self.dense_start is not None:  # at every step: a run that goes on finds its thresholds saved, not the shares
-            self.dense_start.set(self.dense_start.remaining(step))
-        if step % self.every == 0 or step == self.dense_steps:
-            self._calibrate(kwargs["model"], self.fit_mixers and step == 0)
+        if self.dense_start is not None:  # a run that goes on finds its thresholds saved, not the shares
+            self.dense_start.set(self.dense_start.remaining(state.global_step))
+        if state.global_step == 0:
+            self._calibrate(kwargs["model"], self.fit_mixers)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.dense_start is not None:
+            self.dense_start.set(self.dense_start.remaining(state.global_step))
+        follow(kwargs["model"], of_all_processes)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -157,6 +162,14 @@ class ThresholdRefresh(TrainerCallback):
 
     def _calibrate(self, model: nn.Module, fit_mixers: bool) -> None:
         calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers)
+
+
+def of_all_processes(score_N: Tensor) -> Tensor:
+    """The scores that all processes have, which need not be as many each."""
+    if ranks().num_processes == 1:
+        return score_N
+    everywhere = gather(pad_across_processes(score_N, pad_index=torch.nan))
+    return everywhere[~everywhere.isnan()]
 
 
 class MetricsFile(TrainerCallback):
