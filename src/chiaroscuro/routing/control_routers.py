@@ -65,8 +65,7 @@ class HashRouter(ThresholdRouter):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if hasattr(self, "salt"):  # it is called before there is one, too
-            init.copy_(self.salt, torch.randint(2**31, (), device="cpu"))
+        init.copy_(self.salt, torch.randint(2**31, (), device="cpu"))
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         if context.ids_BT is None:

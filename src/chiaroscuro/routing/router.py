@@ -147,8 +147,7 @@ class ThresholdRouter(BudgetRouter):
         self.seen: tuple[Tensor, Tensor | None, Context] | None = None  # what was scored in the last pass in training
         check_thresholds(*self.start)
         self.thresholds: Tensor
-        self.register_buffer("thresholds", torch.empty(2, dtype=torch.float32))
-        self.reset_parameters()
+        self.register_buffer("thresholds", torch.tensor(self.start, dtype=torch.float32))
 
     def reset_parameters(self) -> None:
         init.copy_(self.thresholds, torch.tensor(self.start, dtype=torch.float64, device="cpu"))
