@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear, one_hot
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
@@ -31,7 +30,8 @@ class _Precise(nn.Linear):
 
 
 def _whole(weight: Tensor) -> Tensor:
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+    """A weight of which each process holds a part (a DTensor), as all hold it together."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 @register_router("learned")
