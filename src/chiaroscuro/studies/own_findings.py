@@ -190,7 +190,7 @@ def who_gets_it(studies: Studies) -> Finding:
     table, _ = _on_both_texts(study, [pair for grid in grids for pair in grid])
     found = {router: _mean(study, pairs) for router, pairs in against_random.items()}
     controls = {
-        "against every so many-th token": _mean(study, against_places),
+        "against tokens at even distances": _mean(study, against_places),
         "where random tokens are explored too": _mean(study, explored),
         "against a hash of the token": _mean(study, hashed),
     }
@@ -201,7 +201,7 @@ def who_gets_it(studies: Studies) -> Finding:
         "; ".join([verdict, *apart]),
         [
             f"Against random tokens of the same layers, the mean over {', '.join(BELOW_HALF)} of attention: "
-            f"{'; '.join(f'{router} {each}' for router, each in found.items())}. `benefit` against tokens at fixed "
+            f"{'; '.join(f'{router} {each}' for router, each in found.items())}. `benefit` against tokens at even "
             f"distances: {places}. It explores in training, where an eighth of the tokens get both operators, blended; "
             f"random tokens of a model that does so too differ from others by {_mean(study, exploring)}, the mean over "
             f"{' and '.join(BELOW_HALF[1:])}, and `benefit` from them by {alike}. Tokens picked at 25 % by a hash of "
@@ -222,7 +222,7 @@ def tokens_or_layers(studies: Studies) -> Finding:
         gained(found.own),
         [
             f"As much attention for chosen tokens of more layers as for all tokens of fewer, the mean over 75 and 25 % "
-            f"of it: {found}; for every so many-th token instead of the chosen ones {_mean(study, unchosen)}. The "
+            f"of it: {found}; for tokens at even distances instead of the chosen ones {_mean(study, unchosen)}. The "
             "verdict is by the test split.",
             *_worth(studies),
         ],
