@@ -69,6 +69,9 @@ def test_a_forced_layer_sends_tokens_where_it_is_told():
         found = net(ids, output_routing=True).routing[0].choice
     assert torch.equal(found, torch.where(choice >= 0, choice, free))
     assert torch.equal(net(ids, output_routing=True).routing[0].choice, free)
+    one = torch.zeros(1, 1, dtype=torch.long)
+    with forced(router, one), pytest.raises(ValueError, match=r"cannot be forced by a choice of \(1, 1\)"):
+        net(ids)
     with pytest.raises(ValueError, match="operator 2 of a layer that has 2"), forced(router, choice + 1):
         pass
 

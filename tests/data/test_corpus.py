@@ -158,6 +158,16 @@ def test_the_validation_text_of_wikitext_by_itself_is_split_as_a_file_is(tmp_pat
     assert load_other_text("wikitext-validation").splits == dict.fromkeys(SPLITS, ["".join(lines)])
 
 
+def test_who_says_that_there_is_no_network_takes_what_was_fetched_before(monkeypatch):
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", asked)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: {split: {"text": [split]} for split in SPLITS})
+    assert load_corpus("wikitext-2").splits == {split: [split] for split in SPLITS}
+
+
 def test_wikitext_without_a_network_says_how_to_give_local_text(tmp_path):
     code = "from chiaroscuro.data import load_corpus; load_corpus('wikitext-2')"
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}

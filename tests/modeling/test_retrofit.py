@@ -295,6 +295,16 @@ def test_misuse_is_answered(tmp_path):
         retrofit(model)
     with pytest.raises(ValueError, match=r"share must lie in \[0, 1\], got 1.5"):
         set_share(model, 1.5, ids(2, 24))
+    with pytest.raises(ValueError, match=r"no layer between the first and the last of \[0, 1\]: give layers"):
+        retrofit(build("llama", num_hidden_layers=2))
+
+
+def test_a_window_of_no_tokens_is_none():
+    model = build("llama")
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = 0  # as Qwen2-MoE says that there is none
+    before = model(ids(2, 24)).logits
+    assert torch.equal(retrofit(model)(ids(2, 24)).logits, before)
 
 
 def test_texts_packed_into_one_row_are_refused():
