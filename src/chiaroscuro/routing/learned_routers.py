@@ -70,9 +70,9 @@ class BenefitRouter(LearnedRouter):
 
     In training a part of the tokens, drawn at random, is explored: a token gets both operators, with gates of 1 - a and
     a, where a is uniform in [0, 1]. The derivative of the loss by a is on average, over a, the whole difference between
-    the two, as far as later layers choose alike; the score is fitted to it by least squares. At a gate of one, where a straight-through gradient is taken,
-    the derivative says what still more of the operator would gain, which for a trained one is nothing on average over
-    tokens.
+    the two, as far as later layers choose alike; the score is fitted to it by least squares. At a gate of one, where a
+    straight-through gradient is taken, the derivative says what still more of the operator would gain, which for a
+    trained one is nothing on average over tokens.
     """
 
     explores = True
