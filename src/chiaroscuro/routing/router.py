@@ -185,7 +185,9 @@ class ThresholdRouter(BudgetRouter):
     @torch.no_grad()
     def part(self, score_N: Tensor) -> tuple[float, float]:
         """Set the thresholds to the quantiles of scores that are typical, and return them."""
-        low, high = (between(score_N, quantile) for quantile in self.quantiles)
+        below, above = self.quantiles
+        low = between(score_N, below)
+        high = low if above == below else between(score_N, above)  # sorting them once, in each step of training
         self.set_thresholds(low, high)
         return low, high
 

@@ -94,8 +94,8 @@ def half_of_the_attention(studies: Studies) -> Finding:
         [
             f"Attention in the upper two of five layers only, against four layers with attention: {found[pre]}; with "
             f"post-norm {found[post]}. {_unseen(study, pre)} Attention in five layers, with narrower feed-forward "
-            "networks (a quarter more attention), changes full attention by "
-            f" {found[deeper]}; post-norm by {found[bodies]}.",
+            f"networks (a quarter more attention), changes full attention by {found[deeper]}; post-norm by "
+            f"{found[bodies]}.",
             f"Mean perplexities divided by full attention's: {_times(study, UPPER)}.",
             *_worth(studies),
         ],
