@@ -13,7 +13,7 @@ import pytest
 from chiaroscuro import ChiarConfig
 from chiaroscuro.flops import planned_flops
 from chiaroscuro.studies import STUDIES, report
-from chiaroscuro.studies.evidence import difference, finished
+from chiaroscuro.studies.evidence import Finished, difference, finished
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,44 +92,51 @@ def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
     routed, full = "DCT and attention, threshold", "full attention, v1"
     found = difference(studies["rates"], [(routed, full)])
     pre_norm = difference(studies["controls"], [("entropy", "full attention")]).mean
+    smaller = size_of(studies["controls"], "entropy") / size_of(studies["controls"], "full attention")
     rotary, learned = (
         studies[study].table[arm]["perplexity"]["mean"]
         for study, arm in (("ablation", "full attention, v2"), ("rates", full))
     )
     assert (
-        f"{100 * found.mean:.0f} % above its own post-norm baseline ({100 * found.low:.0f} to {100 * found.high:.0f}), "
-        f"once that one's learning rate is found, and its routing {100 * pre_norm:.0f} % above a pre-norm one; rotary "
-        f"in place of learned positions takes {100 * (1 - rotary / learned):.0f} % off the post-norm baseline"
+        f"{100 * found.mean:.0f} % worse than its post-norm baseline ({100 * found.low:.0f} to "
+        f"{100 * found.high:+.0f} %); the same routing in a pre-norm body is {100 * pre_norm:.0f} % worse, with "
+        f"{100 * (1 - smaller):.0f} % fewer parameters. Rotary in place of learned positions takes "
+        f"{100 * (1 - rotary / learned):.0f} % off the baseline's"
     ) in readme
-    chance = difference(studies["controls"], [("entropy", "random")]).mean
+    chance, again = (difference(studies[name], [("entropy", "random")]).mean for name in ("controls", "vocabulary"))
     post_norm = difference(studies["ablation"], [(routed, "DCT and attention, random")])
     assert post_norm.low < 0 < post_norm.high
     by_hash = difference(studies["vocabulary"], [("entropy", "hash of the token")]).mean
     assert (
-        f"by {-100 * chance:.1f} % of perplexity with pre-norm; not settled with post-norm; {100 * by_hash:.1f} % "
-        "worse than a hash of the token"
+        f"pre-norm: better than chance by {-100 * chance:.1f} and {-100 * again:.1f} % of perplexity in two studies, "
+        f"{100 * by_hash:.1f} % worse than a hash of the token, of which one was tried; post-norm: not settled"
     ) in readme
     dct = [(router, f"{router}, nothing for DCT") for router in ("entropy", "learned")]
     assert f"within {-100 * difference(studies['controls'], dct).low:.1f} % of no operator in its place" in readme
-    assert f"in all {100 * (1 - ratio_of_all_flops('v2_400m')):.0f} % fewer at the published size of v2" in readme
+    assert f"v2: {100 * (1 - ratio_of_all_flops('v2_400m')):.0f} % at its published size" in readme
 
 
 def test_what_the_readme_says_of_collapse_and_regime_is_what_the_page_says():
     readme, page = words_of(ROOT / "README.md"), words_of(ROOT / "docs" / "results.md")
-    found = re.search(
-        r"that mixes in (.*?), the RBF itself in (.*?); with one that does not in (.*?), the RBF itself in (.*?); with",
+    mixes, does_not = re.search(
+        r"that mixes in .*?, the RBF itself in (.*?); with one that does not in .*?, the RBF itself in (.*?); with",
         page,
-    )
-    any_mixes, mixes, any_not, does_not = found.groups()
-    assert f"in {mixes} runs with an RBF operator that mixes, in {does_not} with one that does not" in readme
-    assert f"any operator in {any_mixes} and {any_not} |" in readme
+    ).groups()
+    assert (
+        f"where it mixes tokens in {mixes} runs, by how one counts; where it does not, as in the paper's code, in "
+        f"{does_not} |"
+    ) in readme
     large, small, listops, sentiment = re.search(
         r"Large text (\S+) % .*?; small text (\S+) % .*?; ListOps (\S+) points .*?; sentiment (\S+) points", page
     ).groups()
     assert (
-        f"{large} % and {small} % of perplexity on large and small text, {listops} points on ListOps, {sentiment} on "
-        "sentiment"
+        f"{large} % of perplexity on the larger text, {small} % on a tenth as much; {listops} points on ListOps; "
+        f"{sentiment} on sentiment"
     ) in readme
+
+
+def size_of(study: Finished, arm: str) -> int:
+    return study.table[arm]["parameters"]
 
 
 def ratio_of_all_flops(recipe: str) -> float:
@@ -145,7 +152,11 @@ def test_what_the_readme_says_of_the_recipes_is_what_the_study_found():
     spent = [controls.table[arm]["executed_ratio"]["mean"] for arm in ("two attention layers", "entropy")]
     assert f"({two:.1f}, at {spent[0]:.2f} of all FLOPs against {spent[1]:.2f})" in readme
     worse = 100 * difference(controls, [arms[:2]]).mean
-    assert f"{worse:.0f} % of perplexity above full attention ({entropy:.1f} to {full:.1f})" in readme
+    more = 100 * (size_of(controls, "full attention") / size_of(controls, "entropy") - 1)
+    assert (
+        f"{worse:.0f} % of perplexity above full attention ({entropy:.1f} to {full:.1f}), which has {more:.0f} % more "
+        "parameters"
+    ) in readme
     pairs = [("entropy", "full attention, FLOPs of entropy")]
     pooled, own = difference(controls, pairs), difference(controls, pairs, pooled=False)
     assert (

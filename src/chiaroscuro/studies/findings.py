@@ -28,14 +28,17 @@ class Finding:
 def compared(
     pairs: list[tuple[Finished, str, str]], text: str | None = None
 ) -> tuple[list[list[str]], list[Difference]]:
-    """A table of arms against others, on the test split or on a further text, and the differences in it. Of perplexity
-    also the interval by the variances of the two arms alone, which that of accuracy is by itself."""
+    """A table of arms against others, on the test split or on a further text, with the parameters of the one divided by
+    those of the other, and the differences in it. Of perplexity also the interval by the variances of the two arms
+    alone, which that of accuracy is by itself."""
     measures = [measure_of(study.table[arm]) for study, arm, _ in pairs]
     named = measures[0] if len(set(measures)) == 1 else "result"
-    table = [["study", "arm", named, "against", named, "difference"]]
+    table = [["study", "arm", named, "against", named, "parameters", "difference"]]
     differences = [difference(study, [(arm, other)], text) for study, arm, other in pairs]
     for (study, arm, other), found in zip(pairs, differences, strict=True):
-        table.append([study.study.name, arm, shown(study, arm, text), other, shown(study, other, text), str(found)])
+        size = f"{study.table[arm]['parameters'] / study.table[other]['parameters']:.2f}"
+        cells = [arm, shown(study, arm, text), other, shown(study, other, text), size, str(found)]
+        table.append([study.study.name, *cells])
     if "perplexity" in measures:
         own = [difference(study, [(arm, other)], text, pooled=False) for study, arm, other in pairs]
         last = ["by their own variances", *("" if each.is_accuracy else each.interval for each in own)]

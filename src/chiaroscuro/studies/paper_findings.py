@@ -246,7 +246,7 @@ def complementarity(studies: Studies) -> Finding:
         [
             f"Beside the same attention, the DCT against nothing at all: {both}, the mean over two routers "
             f"({found[0]} under the entropy router, {found[2]} under the learned one); asked for: "
-            f"{100 * -DCT_GAIN:+.0f} %. The filter starts at zero."
+            f"{100 * -DCT_GAIN:+.0f} %."
         ],
         table,
     )

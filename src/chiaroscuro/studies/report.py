@@ -27,7 +27,8 @@ with the first seed where nothing else is said. "Not settled": the interval incl
 Differences of perplexity are in per cent (lower is better), of accuracy in points, with 95 % intervals over seeds; the
 error of the test text itself is not in them, and they are not corrected for their number. For perplexity the interval
 is from the variance over seeds of all arms of a study; the last column has the one from the variances of the two arms
-alone. Accuracies, and arms with six seeds, have that of the two arms alone only.
+alone. Accuracies, and arms with six seeds, have that of the two arms alone only. Under "parameters" are those of the
+first arm divided by those of the second: routed models have no projections where no token of a layer attends.
 """
 
 
@@ -185,8 +186,8 @@ def _studies(done: dict[str, Finished], to_results: Path) -> str:
             f"### {name}",
             "",
             f"{study.study.question} Data: {study.study.plan.data}{_as_given(study)}; {first['tokens_seen']:,} tokens "
-            f"a run, where the arm says nothing else; {_made_at(study, runs)}; {machines}. "
-            f"`chiaroscuro study {name} --results FOLDER` makes the runs anew. Their table is "
+            f"a run, where the arm says nothing else; {machines}; {_made_at(study, runs)}. "
+            f"There, `chiaroscuro study {name} --results FOLDER` makes the runs anew. Their table is "
             f"[{name}/table.md]({to_results / name / 'table.md'}), and each run's file lies in `results/{name}/runs`."
             f"{_at_an_end(study)}",
             "",
