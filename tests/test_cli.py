@@ -141,7 +141,8 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         assert shown in out
     assert out.count("  chiaroscuro ") == 3
     assert (tmp_path / "both" / "routing.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "both" / "chiar" / "plan.json").read_text())["warmup_steps"] == 1
+    logs = [json.loads(line) for line in (tmp_path / "both" / "chiar" / "metrics.jsonl").read_text().splitlines()]
+    assert max(log.get("learning_rate", 0.0) for log in logs) == 2e-3  # it rises no longer than the run is
 
 
 @pytest.mark.parametrize(
@@ -206,8 +207,8 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["route", "RUN", "not \udcff text"], "surrogates not allowed"),
         (["route", "RUN", "text", "--by", "loss"], "--by is for the page that --html writes"),
         (["study", "recall", "--data", "ENGLISH"], "task 'recall' is generated and takes no data"),
-        (["train", "--task", "recall", "--tokenizer", "TAKEN"], "takes no --tokenizer and no --eval-tokens"),
-        (["train", "--task", "recall", "--eval-tokens", "9"], "takes no --tokenizer and no --eval-tokens"),
+        (["train", "--task", "recall", "--tokenizer", "TAKEN"], "takes no --tokenizer"),
+        (["train", "--task", "recall", "--eval-tokens", "9"], "only a language model is measured on a part"),
         (["train", "--mix", "chess"], "unknown further task 'chess'; known ones: imdb, listops, listops_flat"),
         (["convert", "TAKEN", "out"], "not a readable checkpoint (Is a directory)"),
         (["convert", "EMPTY", "out"], "not a readable checkpoint"),

@@ -160,6 +160,20 @@ def test_ratios_of_a_few_sequences_at_a_time_are_those_of_all(monkeypatch):
     assert flops_ratios(model, input_ids) == pytest.approx(together)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_costs_nothing_that_is_told(side):
+    model, input_ids = model_and_ids("spectral", B=4, T=64)
+    calibrate(model, input_ids)
+    mask = torch.ones_like(input_ids)
+    mask[1:3, 40:] = 0
+    mask = mask.flip(1) if side == "left" else mask
+    found = flops_ratios(model, input_ids, mask)
+    whole, short = input_ids[[0, 3]], input_ids[1:3][mask[1:3].bool()].view(2, 40)
+    twin = type(model)(model.config.twin())
+    executed = [sum(executed_forward_flops(each, part) for part in (whole, short)) for each in (model, twin)]
+    assert found["executed_ratio"] == pytest.approx(executed[0] / executed[1])
+
+
 def test_what_a_router_explores_in_training_is_planned_executed_and_told():
     model, input_ids = model_and_ids("chiar", B=4, T=256, routed_share=0.25)
     calibrate(model, input_ids)

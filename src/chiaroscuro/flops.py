@@ -8,7 +8,7 @@ seen.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,19 +44,23 @@ def planned_flops(config: ChiarConfig, batch_size: int, seq_len: int) -> Flops:
         return ChiarForCausalLM(config).flops(batch_size, seq_len)
 
 
-def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input_ids: torch.Tensor) -> dict[str, float]:
+def flops_ratios(
+    model: ChiarForCausalLM | ChiarForSequenceClassification,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+) -> dict[str, float]:
     """What `model` spends on `input_ids`, divided by what the same-size full attention spends.
 
     attention_ratio and total_ratio are planned from where the tokens of `input_ids` go, executed_ratio is counted while
     both run; training_ratio is the same of a forward pass in training, where a router may explore. The sequences are
-    run a few at a time.
+    run a few at a time, without their padding.
     """
     twin_config: ChiarConfig = model.config.twin()
-    with torch.device(input_ids.device):
+    with torch.device(model.device):
         twin = type(model)(twin_config)
-    parts = input_ids.split(max(1, TOGETHER // input_ids.shape[1]))
+    parts = [part.to(model.device) for part in _without_padding(input_ids, attention_mask)]
     planned = sum((_planned(model, part) for part in parts), start=Flops())
-    full = twin.flops(*input_ids.shape)
+    full = sum((twin.flops(*part.shape) for part in parts), start=Flops())
     executed, trained = (
         sum(executed_forward_flops(model, part, training) for part in parts)
         / sum(executed_forward_flops(twin, part, training) for part in parts)
@@ -68,6 +72,15 @@ def flops_ratios(model: ChiarForCausalLM | ChiarForSequenceClassification, input
         "executed_ratio": executed,
         "training_ratio": trained,
     }
+
+
+def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Iterator[torch.Tensor]:
+    """Rows of equal length together, a few at a time."""
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    lengths = mask.sum(1)
+    for length in lengths.unique().tolist():
+        rows = lengths == length
+        yield from input_ids[rows][mask[rows].bool()].view(-1, length).split(max(1, TOGETHER // length))
 
 
 def _planned(model: Any, input_ids: torch.Tensor) -> Flops:

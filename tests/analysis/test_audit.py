@@ -6,9 +6,16 @@ Shapes: B batch, T tokens.
 import pytest
 import torch
 from tests.helpers import SMALL_RECIPES, VOCAB, ids, tiny_model
-from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
-from chiaroscuro import ChiarForCausalLM, calibrate
+from chiaroscuro import ChiarForCausalLM, calibrate, retrofit, set_share
 from chiaroscuro.analysis import audit, subject
 from chiaroscuro.mixers import AttentionMixer, RBFMixer
 from chiaroscuro.routing import RoutedMixer, ThresholdRouter
@@ -218,6 +225,18 @@ def test_a_folder_goes_before_the_recipe_that_it_is_named_after(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert subject("chiar")[0].config.recipe == "full_attention"
     assert subject("v2")[0].config.recipe == "v2"
+
+
+def test_a_retrofitted_folder_is_audited_as_it_routes(tmp_path):
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    )
+    set_share(retrofit(model, layers=[1]), 0.5, ids(8, 64))
+    model.save_pretrained(tmp_path)
+    found, input_ids = subject(str(tmp_path))
+    assert failing(found, input_ids) == set()
+    (router,) = (module for module in found.modules() if isinstance(module, ThresholdRouter))
+    assert router.share == 0.5
 
 
 def test_what_is_neither_a_folder_nor_a_recipe_is_answered_with_the_recipes(tmp_path):

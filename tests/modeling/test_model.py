@@ -157,6 +157,29 @@ def test_gradient_checkpointing_changes_no_gradient(recipe):
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-12, rtol=0)
 
 
+def test_nothing_goes_on_from_a_cache_where_layers_have_none():
+    model = tiny_model()
+    cache = DynamicCache(config=model.config)
+    model.gradient_checkpointing_enable()
+    model.train()(ids(2, 6), past_key_values=cache)
+    assert cache.get_seq_length() == 0
+    model.eval()(ids(2, 6), past_key_values=cache)
+    with pytest.raises(ValueError, match="goes on from a cache in training with gradient checkpointing"):
+        model.train()(ids(2, 2), past_key_values=cache)
+
+
+@pytest.mark.parametrize("recipe", ["full_attention", "spectral"])
+def test_padding_before_a_text_is_nothing_to_the_eager_attention_in_double_precision(recipe):
+    model = tiny_model(recipe)
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    expected = model(ids(2, 6), attention_mask=mask).logits
+    model.set_attn_implementation("eager")
+    found = model(ids(2, 6), attention_mask=mask).logits
+    torch.testing.assert_close(
+        found[mask.bool()], expected[mask.bool()], atol=1e-6, rtol=1e-6
+    )  # its softmax is float32
+
+
 def test_the_loss_is_the_cross_entropy_of_the_next_token():
     model, input_ids = tiny_model(), ids(2, 9)
     labels = input_ids.clone()

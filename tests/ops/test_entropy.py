@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chiaroscuro.ops import idct, noise_entropy, packed_dct, packed_dct_and_entropy, reference, spectral_entropy
+from chiaroscuro.ops import (
+    idct,
+    noise_deviation,
+    noise_entropy,
+    packed_dct,
+    packed_dct_and_entropy,
+    reference,
+    spectral_entropy,
+)
 
 
 @pytest.mark.parametrize("D", [1, 2, 3, 7, 16, 65])
@@ -106,6 +114,8 @@ def test_a_constant_vector_without_its_constant_coefficient_has_none():
 def test_noise_has_the_entropy_that_is_expected_of_it(D):
     measured = spectral_entropy(torch.randn(20_000, D, dtype=torch.float64))
     assert noise_entropy(D) == pytest.approx(float(measured.mean()), abs=5 * float(measured.std()) / math.sqrt(20_000))
+    if D >= 256:
+        assert noise_deviation(D) == pytest.approx(float(measured.std()), rel=0.03)
 
 
 @pytest.mark.parametrize(("D", "published"), [(256, 0.868), (1024, 0.895)])

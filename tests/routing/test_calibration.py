@@ -1,6 +1,7 @@
 """Thresholds and bandwidths from data."""
 
 from contextlib import nullcontext
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import VOCAB, D, ids, tiny_model
 
-from chiaroscuro.mixers import Context, RBFMixer
+from chiaroscuro.flops import executed_forward_flops
+from chiaroscuro.mixers import NO_CONTEXT, Context, RBFMixer
 from chiaroscuro.ops import NotFinite, spectral_entropy
-from chiaroscuro.routing import ThresholdRouter, at_share, calibrate, follow, forced
+from chiaroscuro.routing import BenefitRouter, ThresholdRouter, at_share, calibrate, follow, forced
 from chiaroscuro.routing.thresholds import between
 
 
@@ -167,6 +169,51 @@ def test_a_compiled_model_is_calibrated_and_overruled_like_any_other():
             assert compiled(text, output_routing=True).routing[0].shares()["attention"] == 0.0
         expected = model(text).logits
         torch.testing.assert_close(compiled(text).logits, expected)
+
+
+@pytest.mark.parametrize("fields", [{}, {"layer_operators": [["rbf", "attention"]]}])
+@pytest.mark.parametrize("padding", [slice(12), slice(8, 20)])
+def test_nothing_is_taken_of_padding(fields, padding):
+    text = ids(2, 20)
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[:, padding] = 0
+    padded, alone = tiny_model(**fields), tiny_model(**fields)
+    found = calibrate(padded, text.where(mask.bool(), 0), mask, fit_mixers=True)
+    for layer, expected in zip(found, calibrate(alone, text[:, mask[0].bool()], fit_mixers=True), strict=True):
+        assert astuple(layer) == pytest.approx(astuple(expected))
+    for tensor, expected in zip(padded.state_dict().values(), alone.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, expected)
+
+
+class Later(BenefitRouter):
+    """Reads where a token stands, and which one it is."""
+
+    def score(self, x_BTD, entropy_BT, context=NO_CONTEXT):
+        return (context.positions_BT + context.ids_BT / VOCAB).float().expand(x_BTD.shape[:2])
+
+
+def test_a_score_of_what_is_known_of_the_tokens_is_the_same_wherever_it_is_asked_for():
+    model, text = tiny_model(router="benefit", layer_operators=[["dct", "attention"]], routed_share=0.25), ids(4, 20)
+    model.model.layers[0].mixer.router = Later(D, 2, share=0.25)
+    calibrate(model, text)
+    for _ in range(2):
+        (trace,) = model.eval()(text, output_routing=True).routing
+        assert torch.equal(trace.choice, (torch.arange(20) >= 15).long().expand(4, 20))
+        model.train()(text)
+        follow(model)
+
+
+def test_what_was_scored_last_is_no_part_of_a_model(tmp_path):
+    model = tiny_model("chiar").train()
+    router = next(module for module in model.modules() if isinstance(module, ThresholdRouter))
+    executed_forward_flops(model, ids(2, 20), training=True)
+    assert router.seen is None  # nothing is learned from it
+    model(ids(2, 20))
+    assert router.seen is not None
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert all(module.seen is None for module in loaded.modules() if isinstance(module, ThresholdRouter))
+    assert router.seen is not None
 
 
 @pytest.mark.parametrize("padding", [slice(0), slice(12), slice(8, 20)])

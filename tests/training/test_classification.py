@@ -2,12 +2,15 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
+import torch
 
-from chiaroscuro import ChiarForSequenceClassification
+from chiaroscuro import ChiarForSequenceClassification, calibrate
 from chiaroscuro.data import generate_listops
 from chiaroscuro.evaluation import evaluate_classifier
+from chiaroscuro.flops import flops_ratios
 from chiaroscuro.training import TrainingPlan, compare, load_run, prepare, train
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -55,6 +58,31 @@ def test_a_classifier_learns_and_its_folder_says_how_well(plan, tmp_path):
     assert isinstance(run.model, ChiarForSequenceClassification)
     again = prepare(TrainingPlan(**(run.results["plan"] | {"tokenizer": str(tmp_path / "run")})))
     assert again.measure(run.model, "test").accuracy == results["accuracy"]
+
+
+def test_thresholds_and_flops_are_of_sequences_as_the_classifier_gets_them(plan):
+    plan = replace(plan, recipe="spectral", fields=plan.fields | {"layer_operators": [["dct", "attention"]] * 2})
+    task = prepare(plan)
+    ids_BT, mask_BT = task.calibration_text(10**9)
+    validation = task.sequences["validation"]
+    assert len(ids_BT) == len(validation)
+    for row, mask, index in zip(ids_BT, mask_BT, range(len(ids_BT)), strict=True):
+        assert torch.equal(row[mask.bool()], validation[index]["input_ids"])
+    few, few_mask = task.calibration_text(100)
+    assert 100 <= few_mask.sum() < 150
+    assert task.tokenizer.eos_token_id not in few[few_mask.bool()]
+    model = task.build(plan.config(task.fields())).eval()
+    calibrate(model, *task.calibration_text(10**9))
+    routing = model(ids_BT, attention_mask=mask_BT, output_routing=True).routing
+    commonest = int(ids_BT[mask_BT.bool()].bincount().max()) / int(mask_BT.sum())  # which are not parted
+    assert [trace.shares()["attention"] for trace in routing] == pytest.approx([0.5] * 2, abs=commonest)
+    assert 0.7 < flops_ratios(model, *task.sample("test", 10**9))["total_ratio"] < 1
+
+
+@pytest.mark.parametrize("task", ["imdb", "recall"])
+def test_only_a_language_model_is_measured_on_a_part(plan, task):
+    with pytest.raises(ValueError, match="only a language model is measured on a part"):
+        replace(plan, task=task, eval_tokens=64)
 
 
 def test_accuracy_by_hand_and_whatever_the_batches(plan):

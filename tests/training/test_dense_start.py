@@ -131,7 +131,7 @@ def test_what_training_cost_is_the_mean_over_its_steps(keys):
         torch.manual_seed(step)
         each.append(flops_ratios(model, input_ids)["training_ratio"])
     assert each[0] > each[-1] + 0.02
-    found = training_ratio(model, start, 16, input_ids, held_out)
+    found = training_ratio(model, start, 16, (input_ids, None), (held_out, None))
     assert found == pytest.approx(sum(each) / 16, abs=0.02 * (each[0] - each[-1]))
     state = model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in thresholds.items())

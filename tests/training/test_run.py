@@ -312,6 +312,11 @@ def test_numbers_that_cannot_be_trained_with_are_refused(change):
         TrainingPlan(**change)
 
 
+def test_the_learning_rate_rises_over_a_tenth_of_the_steps_where_nothing_is_said():
+    assert [TrainingPlan(steps=steps).warmup for steps in (1, 20, 400)] == [1, 2, 40]
+    assert TrainingPlan(steps=20, warmup_steps=0).warmup == 0
+
+
 def test_one_process_takes_one_gpu_of_several(plan, tmp_path, monkeypatch):
     found = TrainingArguments._setup_devices.func
 

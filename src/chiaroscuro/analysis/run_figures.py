@@ -36,7 +36,7 @@ def figures_of_run(run: Run, alone: AbstractContextManager[None] | None = None) 
     except (ValueError, OSError):  # the data may be elsewhere; the rest is worth showing
         return figures
     with alone or nullcontext():
-        entropies = entropy_figure(run.model, text)
+        entropies = entropy_figure(run.model, *text)
     return figures if entropies is None else figures | {"entropies": entropies}
 
 
@@ -53,12 +53,15 @@ def training_figures(folder: Path) -> dict[str, Figure]:
 
 
 @torch.no_grad()
-def entropy_figure(model: ChiarForCausalLM | ChiarForSequenceClassification, ids_BT: Tensor) -> Figure | None:
+def entropy_figure(
+    model: ChiarForCausalLM | ChiarForSequenceClassification, ids_BT: Tensor, mask_BT: Tensor | None = None
+) -> Figure | None:
     """The entropies that each layer with a choice sees on `ids_BT`, with those of noise; None where no layer has one.
+    Of padding, which the mask tells, nothing is shown.
 
     The entropies of white noise are approximately normal.
     """
-    traces = model.model(ids_BT, use_cache=False, output_routing=True).routing
+    traces = model.model(ids_BT, attention_mask=mask_BT, use_cache=False, output_routing=True).routing
     if not traces:
         return None
     D = model.config.hidden_size
@@ -66,7 +69,7 @@ def entropy_figure(model: ChiarForCausalLM | ChiarForSequenceClassification, ids
     figure = Figure(figsize=(7, 1.0 + 1.7 * len(traces)), layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(traces), 1, sharex=True, squeeze=False)[:, 0])
     for axes, trace in zip(panels, traces, strict=True):
-        values = trace.entropy.flatten().tolist()
+        values = (trace.entropy.flatten() if mask_BT is None else trace.entropy[mask_BT.bool()]).tolist()
         axes.hist(values, bins=60, density=True, color="#E0A33E", label=f"layer {trace.layer + 1}")
         noise = np.linspace(expected - 4 * deviation, expected + 4 * deviation, 200)
         axes.plot(noise, [NormalDist(expected, deviation).pdf(x) for x in noise], color=_INK[0], label="white noise")

@@ -15,8 +15,10 @@ from chiaroscuro.modeling import (
     ChiarForCausalLM,
     ChiarForSequenceClassification,
     causal_class,
+    is_retrofitted,
     load_config,
     load_model,
+    load_retrofitted,
     parameter_count,
 )
 from chiaroscuro.routing import calibrate
@@ -49,7 +51,9 @@ def subject(name: str, data: str | None = None) -> tuple[PreTrainedModel, Tensor
     if data is not None:
         raise ValueError(f"--data is encoded with the tokenizer of a run, and {name} is none")
     cls = causal_class(config)
-    if any(folder.glob("*.safetensors")):
+    if is_retrofitted(config):
+        model = load_retrofitted(folder)
+    elif any(folder.glob("*.safetensors")):
         model = load_model(cls, folder, config)
     elif parameter_count(cls, config) <= MOST:
         model = cls(config)

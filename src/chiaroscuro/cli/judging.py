@@ -94,7 +94,7 @@ def calibrate(
     from chiaroscuro.training import task_of
 
     loaded = load(run)
-    found = calibrate(loaded.model, task_of(loaded, data).calibration_text(tokens))
+    found = calibrate(loaded.model, *task_of(loaded, data).calibration_text(tokens))
     if not found:
         raise ValueError(f"nothing to calibrate: {run} has no layer with a threshold router")
     loaded.model.save_pretrained(run)

@@ -68,7 +68,7 @@ def tokens(
         loaded.model,
         task.build(loaded.model.config).eval(),
         analysis.sample(test, loaded.tokenizer, task.tokens["train"]),
-        task.calibration_text(),
+        task.calibration_text()[0],
         pairs,
         progress=lambda layers: tracked(layers, "forcing layers"),
     )

@@ -1,6 +1,5 @@
 """Commands that make models: train, compare, convert."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,8 +97,8 @@ def train(
 
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on in")
-    if task == "recall" and (tokenizer or eval_tokens):
-        raise ValueError("task recall is generated and measured whole: it takes no --tokenizer and no --eval-tokens")
+    if task == "recall" and tokenizer:
+        raise ValueError("task recall is generated: it takes no --tokenizer")
     for name, source in ({task: data} | sources(mix)).items():
         check_source(name, source)
     plan = TrainingPlan(
@@ -113,7 +112,6 @@ def train(
         batch_size=batch_size,
         seq_len=seq_len,
         learning_rate=lr,
-        warmup_steps=max(1, steps // 10),
         eval_tokens=eval_tokens,
         mixed=sources(mix),
         test_on=sources(test_on),
@@ -151,8 +149,6 @@ def compare(
     from chiaroscuro.modeling.recipes import recipe_named
 
     plan = training.TrainingPlan(recipe=recipe, data=data, steps=steps, seed=seed)
-    # Few steps are not to end while the learning rate still rises.
-    plan = replace(plan, warmup_steps=min(plan.warmup_steps, max(1, steps // 10)))
     out = out or free_folder("compare")
     comparison = training.compare(plan, against or recipe_named(recipe).baseline, out)
     run = training.load_run(out / recipe)

@@ -14,7 +14,7 @@ from chiaroscuro.data.labelled import (
 )
 from chiaroscuro.data.recall import RecallExamples, generate_recall
 from chiaroscuro.data.tokenizer import encode_text, load_tokenizer, token_bytes, train_tokenizer
-from chiaroscuro.data.tokens import TokenWindows, cache_folder, encode
+from chiaroscuro.data.tokens import Sample, TokenWindows, cache_folder, encode
 from chiaroscuro.data.wikitext import articles
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "LabelledData",
     "LabelledSequences",
     "RecallExamples",
+    "Sample",
     "TokenWindows",
     "articles",
     "cache_folder",

@@ -4,6 +4,7 @@ Shapes: T tokens of a sequence.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -130,6 +131,12 @@ class LabelledSequences(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def spread(self, tokens: int) -> list[dict[str, Tensor]]:
+        """Sequences at even distances that have about so many tokens together, or all."""
+        per_sequence = (self.ends - self.starts).clip(max=self.length).mean()
+        count = min(len(self), math.ceil(tokens / per_sequence))
+        return [self[index * len(self) // count] for index in range(count)]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         start = self.starts[index]

@@ -103,6 +103,9 @@ def _ids(documents: Sequence[str], tokenizer: Tokenizer, end: int) -> Iterator[n
         yield np.array([end], dtype=dtype)
 
 
+Sample = tuple[Tensor, Tensor | None]  # tokens (B, T), and the mask that tells padding where rows are of unlike lengths
+
+
 class Windows(Dataset[dict[str, Tensor]], ABC):
     """Sequences of `length` tokens each, with labels. stored: what they are cut from."""
 

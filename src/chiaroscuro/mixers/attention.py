@@ -145,6 +145,8 @@ class AttentionMixer(Mixer):
 
     def _interface(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self._implementation, eager_attention_forward)
+        if mask is not None and mask.dtype == torch.float64:  # the eager one takes the softmax in float32
+            mask = mask.clamp_min(torch.finfo(torch.float32).min)
         out_BTNH, _ = attend(
             self, q, k, v, mask, dropout=self._dropout, scaling=self.head_dim**-0.5, is_causal=self.causal
         )

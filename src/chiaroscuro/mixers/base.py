@@ -47,6 +47,12 @@ class Context:
     attentions: list[Tensor] | None = None
     traced: bool = False
 
+    def of_the_tokens(self) -> Self:
+        """What is known of the tokens by themselves, without what is computed or kept for attention among them."""
+        return replace(
+            self, attention_mask=None, routed_BT=None, spectrum_BTP=None, state=None, cache=None, attentions=None
+        )
+
     def to(self, device: torch.device, **kwargs: Any) -> Self:
         """The same with what is known of the tokens on another device, for models spread over several; what is
         remembered and collected stays where it is."""

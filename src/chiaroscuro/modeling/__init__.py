@@ -10,7 +10,7 @@ from chiaroscuro.modeling.layer import RoutingTrace
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model, parameter_count, read_json
 from chiaroscuro.modeling.model import ChiarModel
 from chiaroscuro.modeling.recipes import RECIPES
-from chiaroscuro.modeling.retrofit import load_retrofitted, retrofit, set_share
+from chiaroscuro.modeling.retrofit import is_retrofitted, load_retrofitted, retrofit, set_share
 
 AutoConfig.register("chiaroscuro", ChiarConfig, exist_ok=True)
 AutoModel.register(ChiarConfig, ChiarModel, exist_ok=True)
@@ -30,6 +30,7 @@ __all__ = [
     "ChiarModel",
     "RoutingTrace",
     "causal_class",
+    "is_retrofitted",
     "load_config",
     "load_model",
     "load_retrofitted",

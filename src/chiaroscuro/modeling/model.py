@@ -123,8 +123,9 @@ class ChiarModel(ChiarPreTrainedModel):
         output_attentions: the weights of each layer that has attention, (B, N, T, K), zero for tokens routed elsewhere.
 
         Raises ValueError for token ids outside the vocabulary, a sequence longer than `max_position_embeddings`, a
-        mask of the wrong shape, texts packed into one row, a cache that was not made for this model or holds another
-        batch, and weights of attention asked of routed keys.
+        mask of the wrong shape, texts packed into one row, a cache that was not made for this model, holds another
+        batch or cannot be gone on from (training with gradient checkpointing), and weights of attention asked of routed
+        keys.
         """
         past_key_values = kwargs.pop("cache", past_key_values)  # its name in transformers from 5.24 on
         refuse_named(kwargs)
@@ -132,6 +133,10 @@ class ChiarModel(ChiarPreTrainedModel):
             output_attentions = self.config.output_attentions
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         B, T = inputs_embeds.shape[:2]
+        if self.training and self.gradient_checkpointing:  # layers are then run without a cache
+            if past_key_values is not None and past_key_values.get_seq_length():
+                raise ValueError("nothing goes on from a cache in training with gradient checkpointing: model.eval()")
+            past_key_values, use_cache = None, False
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         cached = _cache_layers(past_key_values, len(self.layers))

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from chiaroscuro.mixers import Context, DCTMixer, Mixer, NothingMixer
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model
@@ -94,7 +94,7 @@ def set_share(model: PreTrainedModel, share: float, input_ids_BT: Tensor) -> Non
     a model that was not retrofitted."""
     check_share(share)
     routers = threshold_routers(model)
-    if not routers or not hasattr(model.config, SETTINGS):
+    if not routers or not is_retrofitted(model.config):
         raise ValueError(f"this {type(model).__name__} was not retrofitted")
     share_before = getattr(model.config, SETTINGS)["share"]
     thresholds_before = [router.thresholds.tolist() for router in routers]
@@ -115,14 +115,20 @@ def keep_share(model: PreTrainedModel, share: float) -> None:
     setattr(model.config, SETTINGS, getattr(model.config, SETTINGS) | {"share": share})
 
 
+def is_retrofitted(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is that of a model that was retrofitted."""
+    settings = getattr(config, SETTINGS, None)
+    return isinstance(settings, dict) and set(settings) == {"layers", "light", "share"}
+
+
 def load_retrofitted(folder: Path | str, **kwargs: Any) -> PreTrainedModel:
     """A retrofitted model from the folder that its `save_pretrained` made; `kwargs` as for `from_pretrained`. (Other
     ways to load it give the model without routing, and a warning of weights that are not used.) Raises ValueError when
     the model in `folder` was not retrofitted."""
     config = load_config(Path(folder))
-    settings: Any = getattr(config, SETTINGS, None)
-    if not isinstance(settings, dict) or set(settings) != {"layers", "light", "share"}:
+    if not is_retrofitted(config):
         raise ValueError(f"the model in {folder} was not retrofitted")
+    settings = getattr(config, SETTINGS)
     check_share(settings["share"])
     cls: Any = causal_class(config)
 

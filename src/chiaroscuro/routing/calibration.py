@@ -47,25 +47,34 @@ def follow(model: nn.Module, gathered: Callable[[Tensor], Tensor] = lambda score
             router.part(score_N)
 
 
-def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) -> list[Calibration]:
+def calibrate(
+    model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, fit_mixers: bool = False
+) -> list[Calibration]:
     """Set the thresholds of every threshold router to its quantiles of what it sees on `input_ids_BT`, as `between`
     takes them: the 33rd and 67th percentile, or what leaves its share above them.
 
     One forward pass does all layers: a router's thresholds are set before it decides, so each layer sees the input
-        that the calibrated layers below it produce. `input_ids_BT` should be held-out text without padding, at least
-        some thousand tokens. With `fit_mixers` the mixers also take what starts from data, such as the bandwidth of
-        the RBF kernel. The model is run in evaluation mode, not compiled, and left in the mode it was in.
+        that the calibrated layers below it produce. `input_ids_BT` should be held-out text, at least some thousand
+        tokens, on the device of the model or not; of padding, which the mask tells, nothing is taken. With `fit_mixers`
+        the mixers also take what starts from data, such as the bandwidth of the RBF kernel. The model is run in
+        evaluation mode, not compiled, and left in the mode it was in.
     """
     found: list[Calibration] = []
+    device = next(model.parameters()).device
+    masked = {} if attention_mask_BT is None else {"attention_mask": attention_mask_BT.to(device)}
+
+    def of_tokens(values: Tensor) -> Tensor:
+        """(B, T, ...) as rows, those of padding left out."""
+        return values.flatten(0, 1) if attention_mask_BT is None else values[attention_mask_BT.to(values.device).bool()]
 
     def set_thresholds(router: Any, args: tuple[Any, ...]) -> None:
-        score = router.score(*args).flatten()
+        score = of_tokens(router.score(*args))
         score = score.to(most_precise(score.device))
         low, high = router.part(score)
         found.append(Calibration(router.layer, low, high, float(score.mean()), float(score.std(correction=0))))
 
     def fit(mixer: Any, args: tuple[Tensor, ...]) -> None:
-        mixer.fit(args[0])
+        mixer.fit(of_tokens(args[0])[None])
 
     hooks = [router.register_forward_pre_hook(set_thresholds) for router in threshold_routers(model)]
     if fit_mixers:
@@ -74,5 +83,5 @@ def calibrate(model: nn.Module, input_ids_BT: Tensor, fit_mixers: bool = False) 
         with evaluating(model), uncompiled(model), ExitStack() as stack:
             for hook in hooks:
                 stack.enter_context(hook)
-            model(input_ids_BT)
+            model(input_ids_BT.to(device), **masked)
     return found

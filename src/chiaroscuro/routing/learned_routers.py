@@ -57,7 +57,7 @@ class LearnedRouter(ThresholdRouter):
         return cast(Tensor, self.linear(x_BTD)).squeeze(-1)
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
-        score_BT = self.score(x_BTD, entropy_BT)
+        score_BT = self.score(x_BTD, entropy_BT, context)
         choice_BT = self.choose(score_BT, context)
         second_BT = (score_BT - self.thresholds.to(score_BT.dtype).mean()).sigmoid()
         return straight_through(torch.stack((1 - second_BT, second_BT), dim=-1), choice_BT).to(x_BTD.dtype)
@@ -78,7 +78,7 @@ class BenefitRouter(LearnedRouter):
     explores = True
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
-        score_BT = self.score(x_BTD.detach(), entropy_BT)
+        score_BT = self.score(x_BTD.detach(), entropy_BT, context)
         second_BT = self.choose(score_BT, context).to(x_BTD.dtype)
         if self.training:
             second_BT, explored_BT = explored(second_BT, context)

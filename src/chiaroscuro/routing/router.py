@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D model channels, O operators.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -168,10 +168,14 @@ class ThresholdRouter(BudgetRouter):
 
     def gates(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context) -> Tensor:
         """As of any router; in training what is scored is kept, for `chiaroscuro.routing.follow`."""
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             entropy = None if entropy_BT is None else entropy_BT.detach()
-            self.seen = x_BTD.detach(), entropy, Context(ids_BT=context.ids_BT, valid_BT=context.valid_BT)
+            self.seen = x_BTD.detach(), entropy, context.of_the_tokens()
         return super().gates(x_BTD, entropy_BT, context)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was scored last, which belongs to a step and not to the model."""
+        return self.__dict__ | {"seen": None}
 
     @torch.no_grad()
     def scores_seen(self) -> Tensor | None:

@@ -16,7 +16,7 @@ ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a score, from the order in w
 def noise_thresholds(D: int) -> tuple[float, float]:
     """Where the thresholds start before calibration: the 33rd and 67th percentile of the entropy of D white-noise
     channels, by the normal approximation. The published thresholds, 0.855 and 0.865 at D = 256 and 0.8935 and 0.8973
-    at D = 1024, lie within 1.3 deviations of the mean."""
+    at D = 1024, lie within 1.4 deviations of the mean."""
     spread, mean = 0.43 * noise_deviation(D), noise_entropy(D)
     return max(0.0, mean - spread), min(1.0, mean + spread)
 

@@ -7,8 +7,9 @@ trained "dense to sparse" likewise: X. Nie et al., "EvoMoE", 2021.)
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from chiaroscuro.data import Sample
 from chiaroscuro.flops import flops_ratios
 from chiaroscuro.routing import BudgetRouter, calibrate
 
@@ -41,18 +42,18 @@ class DenseStart:
             router.dense = remaining
 
 
-def training_ratio(model: Any, start: DenseStart, steps: int, input_ids_BT: Tensor, held_out_BT: Tensor) -> float:
+def training_ratio(model: Any, start: DenseStart, steps: int, test: Sample, held_out: Sample) -> float:
     """The FLOPs of `steps` forward passes in training, after a dense start, to those of the same-size full attention,
     on average over the steps.
 
     FLOPs are quadratic in a share at most, as tokens that attend to each other are. So they are executed at three
-    shares, by the trained model on `input_ids_BT`, which say what those of each step were. The model is left with its
-    own shares, calibrated on `held_out_BT`.
+    shares, by the trained model on the sample `test`, which say what those of each step were. The model is left with
+    its own shares, calibrated on `held_out`.
     """
     executed = {}
     for remaining in (1.0, 0.5, 0.0):
         start.set(remaining)
-        calibrate(model, held_out_BT)
-        executed[remaining] = flops_ratios(model, input_ids_BT)["training_ratio"]
+        calibrate(model, *held_out)
+        executed[remaining] = flops_ratios(model, *test)["training_ratio"]
     quadratic = np.polynomial.Polynomial.fit(list(executed), list(executed.values()), 2)
     return float(quadratic(np.array([start.remaining(step) for step in range(steps)])).mean())

@@ -26,7 +26,9 @@ class MixedTasks(LanguageModelling):
     def __init__(self, plan: TrainingPlan, corpus: Corpus | None = None):
         super().__init__(plan, corpus)
         self.extras = {
-            name: Classification(replace(plan, task=name, data=source, mixed={}, test_on={}), self.tokenizer)
+            name: Classification(
+                replace(plan, task=name, data=source, mixed={}, test_on={}, eval_tokens=None), self.tokenizer
+            )
             for name, source in plan.mixed.items()
         }
 

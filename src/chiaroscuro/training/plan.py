@@ -28,8 +28,8 @@ class TrainingPlan:
     data: a corpus as `chiaroscuro.data.load_corpus` takes it, or the source of the task's data, where it is not
         generated.
     tokenizer: a folder with one, or None to train a byte-level BPE of `vocab_size` entries on the training text.
-    steps: optimiser steps of `batch_size` windows of `seq_len` tokens. The learning rate rises over `warmup_steps`,
-        then falls by a cosine to a hundredth.
+    steps: optimiser steps of `batch_size` windows of `seq_len` tokens. The learning rate rises over `warmup_steps`, or
+        a tenth of them, then falls by a cosine to a hundredth.
     eval_tokens: about how many tokens of each held-out split a language model is measured on, spread evenly over it;
         None for all.
     mixed: further tasks by name, with the source of each one's data: at a quarter of the steps a batch of one of them,
@@ -53,7 +53,7 @@ class TrainingPlan:
     batch_size: int = 16
     seq_len: int = 128
     learning_rate: float = 2e-3
-    warmup_steps: int = 40
+    warmup_steps: int | None = None
     weight_decay: float = 0.01
     eval_tokens: int | None = None
     mixed: dict[str, str] = field(default_factory=dict)
@@ -86,6 +86,8 @@ class TrainingPlan:
             raise ValueError(f"unknown further task {unknown[0]!r}; known ones: {', '.join(TASKS)}")
         if self.mixed and self.task != "lm":
             raise ValueError(f"only language modelling takes further tasks, not task {self.task!r}")
+        if self.eval_tokens is not None and self.task != "lm":
+            raise ValueError(f"only a language model is measured on a part (eval_tokens), and not task {self.task!r}")
         if self.test_on and self.task != "lm":
             raise ValueError(f"only language models are tested on further texts, not task {self.task!r}")
         taken = sorted(set(self.test_on) & set(SPLITS))
@@ -95,7 +97,7 @@ class TrainingPlan:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.warmup_steps < 0:
+        if self.warmup < 0:
             raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
         if not 0 <= self.dense_steps < self.steps:
             raise ValueError(f"dense_steps must lie in [0, {self.steps}), of all steps, got {self.dense_steps}")
@@ -103,6 +105,11 @@ class TrainingPlan:
             raise ValueError(f"weight_decay must be a number from 0 on, got {self.weight_decay}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the learning rate rises."""
+        return max(1, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def log_every(self) -> int:

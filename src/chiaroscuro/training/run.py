@@ -120,7 +120,7 @@ def _train(
 def _finish(plan: TrainingPlan, model: Any, task: Task, out: Path, trainer: RoutingTrainer) -> dict[str, Any]:
     """Calibrate and measure a trained model, and write all that makes a run folder. Returns the results."""
     try:
-        calibrate(model, task.calibration_text().to(model.device))
+        calibrate(model, *task.calibration_text())
         measured = _measured(plan, model, task)
     except NotFinite as error:
         raise trainer.diverged() from error
@@ -198,8 +198,8 @@ def _on_further_text(model: Any, task: Task, name: str) -> dict[str, Any]:
 
 
 def _spent(model: Any, task: Task, split: str) -> dict[str, float]:
-    """The ratios of FLOPs on windows of a split, or of a further text."""
-    return flops_ratios(model, task.sample(split, FLOPS_TOKENS).to(model.device))
+    """The ratios of FLOPs on a part of a split, or of a further text."""
+    return flops_ratios(model, *task.sample(split, FLOPS_TOKENS))
 
 
 def _spent_in_training(plan: TrainingPlan, model: Any, task: Task) -> dict[str, float]:
@@ -207,7 +207,7 @@ def _spent_in_training(plan: TrainingPlan, model: Any, task: Task) -> dict[str, 
     if not plan.dense_steps:
         return {}
     start = DenseStart(model, plan.dense_steps)
-    texts = (text.to(model.device) for text in (task.sample("test", FLOPS_TOKENS), task.calibration_text()))
+    texts = task.sample("test", FLOPS_TOKENS), task.calibration_text()
     return {"training_ratio": training_ratio(model, start, plan.steps, *texts)}
 
 
@@ -280,7 +280,7 @@ def _trainer(
         learning_rate=plan.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr": plan.learning_rate / 100},
-        warmup_steps=plan.warmup_steps,
+        warmup_steps=plan.warmup,
         weight_decay=plan.weight_decay,
         bf16=plan.bf16,
         adam_beta1=0.9,
@@ -306,7 +306,7 @@ def _trainer(
         train_dataset=task.examples["train"],
         data_collator=task.collate,
         callbacks=[
-            ThresholdRefresh(task.calibration_text(), dense_steps=plan.dense_steps),
+            ThresholdRefresh(*task.calibration_text(), dense_steps=plan.dense_steps),
             MetricsFile(out / METRICS),
             *callbacks,
         ],

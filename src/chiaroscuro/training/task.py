@@ -21,6 +21,7 @@ from chiaroscuro.data import (
     Corpus,
     LabelledSequences,
     RecallExamples,
+    Sample,
     TokenWindows,
     check_length,
     encode,
@@ -44,9 +45,9 @@ W = TypeVar("W", TokenWindows, RecallExamples)
 class Task(ABC, Generic[W]):
     """The data of a task, encoded, and how a model for it is built and measured.
 
-    windows: the data as windows of tokens, which calibration and FLOPs are measured on, per split, and of each further
-    text of the plan's `test_on`. examples: per split what the Trainer takes. collate: makes a batch of them, None for
-    the Trainer's own way.
+    windows: the data as windows of tokens without padding, per split, and of each further text of the plan's
+    `test_on`. examples: per split what the Trainer takes. collate: makes a batch of them, None for the Trainer's own
+    way.
     """
 
     collate: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]] | None = None
@@ -90,14 +91,15 @@ class Task(ABC, Generic[W]):
         special = ("bos_token_id", "eos_token_id", "pad_token_id")
         return {"vocab_size": len(self.tokenizer)} | dict.fromkeys(special, self.tokenizer.eos_token_id)
 
-    def calibration_text(self, tokens: int = 4096) -> Tensor:
-        """Windows of the validation text, (B, T), that have so many tokens, or all of it."""
+    def calibration_text(self, tokens: int = 4096) -> Sample:
+        """Of the validation text as it is measured, what has so many tokens, or all of it."""
         return self.sample("validation", tokens)
 
-    def sample(self, split: str, tokens: int) -> Tensor:
-        """Windows of a split, or of a further text, (B, T), spread evenly over it, that have so many tokens, or all."""
+    def sample(self, split: str, tokens: int) -> Sample:
+        """What a model is given of a split, or of a further text, spread evenly over it, that has so many tokens, or
+        all."""
         windows = self.windows[split]
-        return windows.spread(-(-tokens // windows.length))
+        return windows.spread(-(-tokens // windows.length)), None
 
 
 def text_windows(plan: TrainingPlan, tokens: dict[str, np.ndarray]) -> dict[str, TokenWindows]:
@@ -176,6 +178,11 @@ class Classification(Task[TokenWindows]):
     def stored(self) -> Iterator[np.ndarray]:
         yield from super().stored()
         yield from self.labels.values()
+
+    def sample(self, split: str, tokens: int) -> Sample:
+        """Sequences as the model gets them, which windows that hold the ends of several would not be."""
+        batch = pad_batch(self.sequences[split].spread(tokens))
+        return batch["input_ids"], batch["attention_mask"]
 
     def fields(self) -> dict[str, Any]:
         return super().fields() | {"num_labels": self.num_labels}

@@ -128,8 +128,14 @@ class ThresholdRefresh(TrainerCallback):
         begins, for a model without a share to lower.
     """
 
-    def __init__(self, input_ids_BT: Tensor, fit_mixers: bool = True, dense_steps: int = 0):
-        self.input_ids_BT = input_ids_BT
+    def __init__(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor | None = None,
+        fit_mixers: bool = True,
+        dense_steps: int = 0,
+    ):
+        self.held_out = input_ids_BT, attention_mask_BT
         self.fit_mixers = fit_mixers
         self.dense_steps = dense_steps
         self.dense_start: DenseStart | None = None
@@ -146,7 +152,7 @@ class ThresholdRefresh(TrainerCallback):
         if self.dense_start is not None:  # a run that goes on finds its thresholds saved, not the shares
             self.dense_start.set(self.dense_start.remaining(state.global_step))
         if state.global_step == 0:
-            self._calibrate(kwargs["model"], self.fit_mixers)
+            calibrate(kwargs["model"], *self.held_out, fit_mixers=self.fit_mixers)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.dense_start is not None:
@@ -158,10 +164,7 @@ class ThresholdRefresh(TrainerCallback):
     ) -> None:
         if self.dense_start is not None:
             self.dense_start.set(0.0)
-        self._calibrate(kwargs["model"], fit_mixers=False)
-
-    def _calibrate(self, model: nn.Module, fit_mixers: bool) -> None:
-        calibrate(model, self.input_ids_BT.to(next(model.parameters()).device), fit_mixers)
+        calibrate(kwargs["model"], *self.held_out)
 
 
 def of_all_processes(score_N: Tensor) -> Tensor:
