@@ -60,7 +60,8 @@ def calibrate(
         evaluation mode, not compiled, and left in the mode it was in.
     """
     found: list[Calibration] = []
-    device = next(model.parameters()).device
+    # Weights that are kept elsewhere until they are needed have no device of their own.
+    device = next((each.device for each in model.parameters() if not each.is_meta), input_ids_BT.device)
     masked = {} if attention_mask_BT is None else {"attention_mask": attention_mask_BT.to(device)}
 
     def of_tokens(values: Tensor) -> Tensor:
