@@ -167,7 +167,8 @@ def test_padding_costs_nothing_that_is_told(side):
     mask = torch.ones_like(input_ids)
     mask[1:3, 40:] = 0
     mask = mask.flip(1) if side == "left" else mask
-    found = flops_ratios(model, input_ids, mask)
+    nothing = torch.zeros_like(mask[:1])  # an empty sequence
+    found = flops_ratios(model, torch.cat((input_ids, input_ids[:1])), torch.cat((mask, nothing)))
     whole, short = input_ids[[0, 3]], input_ids[1:3][mask[1:3].bool()].view(2, 40)
     twin = type(model)(model.config.twin())
     executed = [sum(executed_forward_flops(each, part) for part in (whole, short)) for each in (model, twin)]

@@ -78,7 +78,7 @@ def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | Non
     """Rows of equal length together, a few at a time."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     lengths = mask.sum(1)
-    for length in lengths.unique().tolist():
+    for length in lengths[lengths > 0].unique().tolist():
         rows = lengths == length
         yield from input_ids[rows][mask[rows].bool()].view(-1, length).split(max(1, TOGETHER // length))
 

@@ -133,12 +133,7 @@ class ChiarModel(ChiarPreTrainedModel):
             output_attentions = self.config.output_attentions
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         B, T = inputs_embeds.shape[:2]
-        if self.training and self.gradient_checkpointing:  # layers are then run without a cache
-            if past_key_values is not None and past_key_values.get_seq_length():
-                raise ValueError("nothing goes on from a cache in training with gradient checkpointing: model.eval()")
-            past_key_values, use_cache = None, False
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        past_key_values = self._cache(past_key_values, use_cache)
         cached = _cache_layers(past_key_values, len(self.layers))
         past = _seen(cached, B, attention_mask)
         self._check_length(past + T)
@@ -196,6 +191,14 @@ class ChiarModel(ChiarPreTrainedModel):
         if self.meta_router is not None:
             total = total + Flops(routing=2.0 * batch_size * seq_len * self.config.hidden_size)
         return total
+
+    def _cache(self, given: Cache | None, wanted: bool | None) -> Cache | None:
+        """The cache to go on from and to fill, if any."""
+        if self.training and self.gradient_checkpointing:  # layers are then run without one
+            if given is not None and given.get_seq_length():
+                raise ValueError("nothing goes on from a cache in training with gradient checkpointing: model.eval()")
+            return None
+        return DynamicCache(config=self.config) if wanted and given is None else given
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
