@@ -1,5 +1,6 @@
 """What all tests share: two threads unless OMP_NUM_THREADS says otherwise, and hypothesis without clocks or chance."""
 
+import gc
 import os
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -14,6 +15,10 @@ if not torch.cuda.is_available():
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 settings.register_profile("chiaroscuro", deadline=None, derandomize=True, max_examples=15)
 settings.load_profile("chiaroscuro")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # as the command does: each training run collects garbage, among all that pytest and torch have loaded
 
 
 @pytest.fixture(autouse=True)
