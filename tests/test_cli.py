@@ -25,11 +25,16 @@ SMALL += ["--hidden-size", "32", "--heads", "2", "--layers", "5"]
 
 
 @pytest.fixture(scope="module")
-def run(english, tmp_path_factory) -> Path:
+def trained(english, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run and what the command that made it printed."""
     out = tmp_path_factory.mktemp("runs") / "run"
     command = [sys.executable, "-m", "chiaroscuro", "train", "--data", str(english), "--out", str(out), *SMALL]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return out
+    return out, subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def run(trained) -> Path:
+    return trained[0]
 
 
 @pytest.fixture
@@ -59,11 +64,10 @@ def test_train_leaves_a_run_folder(run):
     assert json.loads((run / "results.json").read_text())["recipe"] == "chiar"
 
 
-def test_standard_output_holds_results_only(english, tmp_path):
-    command = [sys.executable, "-m", "chiaroscuro", "train", "--data", str(english), "--out", str(tmp_path / "run")]
-    trained = subprocess.run([*command, *SMALL, "--json"], check=True, capture_output=True, text=True, timeout=120)
-    assert json.loads(trained.stdout) == json.loads((tmp_path / "run" / "results.json").read_text())
-    assert "6/6 steps" in trained.stderr
+def test_standard_output_holds_results_only(trained):
+    run, printed = trained
+    assert json.loads(printed.stdout) == json.loads((run / "results.json").read_text())
+    assert "6/6 steps" in printed.stderr
 
 
 def test_eval_agrees_with_the_results_of_the_run(call, run):
