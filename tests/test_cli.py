@@ -277,10 +277,13 @@ def test_any_field_of_the_configuration_may_be_given(call, english, tmp_path):
 
 def test_a_recipe_of_the_paper_is_compared_with_the_baseline_of_the_paper(call, english, tmp_path):
     code, out, _ = call(
-        "compare", "--recipe", "v2", "--data", english, "--steps", 1, "--out", tmp_path / "two", "--json"
+        *("compare", "--recipe", "v2", "--data", english, "--steps", 1, "--lr", 0.001),
+        *("--out", tmp_path / "two", "--json"),
     )
     assert code == 0
-    assert list(json.loads(out)["runs"]) == ["v2", "v2_full_attention"]
+    runs = json.loads(out)["runs"]
+    assert list(runs) == ["v2", "v2_full_attention"]
+    assert {run["plan"]["learning_rate"] for run in runs.values()} == {0.001}
 
 
 @pytest.mark.parametrize("command", [each.name or each.callback.__name__ for each in cli.app.registered_commands])

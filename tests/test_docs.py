@@ -103,17 +103,22 @@ def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
         f"{100 * (1 - smaller):.0f} % fewer parameters. Rotary in place of learned positions takes "
         f"{100 * (1 - rotary / learned):.0f} % off the baseline's"
     ) in readme
-    chance, again = (difference(studies[name], [("entropy", "random")]).mean for name in ("controls", "vocabulary"))
+    by_chance = [("entropy", "random")]
+    chance, again = (difference(studies[name], by_chance).mean for name in ("controls", "vocabulary"))
+    own, own_again = (difference(studies[name], by_chance, pooled=False) for name in ("controls", "vocabulary"))
     post_norm = difference(studies["ablation"], [(routed, "DCT and attention, random")])
     assert post_norm.low < 0 < post_norm.high
     by_hash = difference(studies["vocabulary"], [("entropy", "hash of the token")]).mean
     assert (
-        f"pre-norm: better than chance by {-100 * chance:.1f} and {-100 * again:.1f} % of perplexity in two studies, "
-        f"{100 * by_hash:.1f} % worse than a hash of the token, of which one was tried; post-norm: not settled"
+        f"pre-norm: better than chance by {-100 * chance:.1f} and {-100 * again:.1f} % of perplexity in two studies "
+        f"({-100 * own.high:.1f} to {-100 * own.low:.1f} and {-100 * own_again.high:.1f} to {-100 * own_again.low:.1f} "
+        f"by the arms' own variances), {100 * by_hash:.1f} % worse than a hash of the token, of which one was tried; "
+        "post-norm: not settled"
     ) in readme
     dct = [(router, f"{router}, nothing for DCT") for router in ("entropy", "learned")]
     assert f"within {-100 * difference(studies['controls'], dct).low:.1f} % of no operator in its place" in readme
-    assert f"v2: {100 * (1 - ratio_of_all_flops('v2_400m')):.0f} % at its published size" in readme
+    short, long = (100 * (1 - ratio_of_all_flops("v2_400m", length)) for length in (256, 1024))
+    assert f"v2: {short:.0f} % at its published size and 256 tokens, {long:.0f} % at 1024 |" in readme
 
 
 def test_what_the_readme_says_of_collapse_and_regime_is_what_the_page_says():
@@ -130,8 +135,8 @@ def test_what_the_readme_says_of_collapse_and_regime_is_what_the_page_says():
         r"Large text (\S+) % .*?; small text (\S+) % .*?; ListOps (\S+) points .*?; sentiment (\S+) points", page
     ).groups()
     assert (
-        f"{large} % of perplexity on the larger text, {small} % on a tenth as much; {listops} points on ListOps; "
-        f"{sentiment} on sentiment"
+        f"{large} % of perplexity on these reviews, {small} % on WikiText, a tenth as long and seen nine times with "
+        f"dropout; {listops} points on ListOps; {sentiment} on sentiment"
     ) in readme
 
 
@@ -139,9 +144,9 @@ def size_of(study: Finished, arm: str) -> int:
     return study.table[arm]["parameters"]
 
 
-def ratio_of_all_flops(recipe: str) -> float:
+def ratio_of_all_flops(recipe: str, length: int) -> float:
     config = ChiarConfig.from_recipe(recipe)
-    return planned_flops(config, 1, 256).total / planned_flops(config.twin(), 1, 256).total
+    return planned_flops(config, 1, length).total / planned_flops(config.twin(), 1, length).total
 
 
 def test_what_the_readme_says_of_the_recipes_is_what_the_study_found():

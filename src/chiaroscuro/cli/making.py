@@ -140,6 +140,7 @@ def compare(
     data: Data = "shakespeare",
     out: Annotated[Path | None, typer.Option(help="folder to make; default: runs/compare-N")] = None,
     steps: Steps = 600,
+    lr: LearningRate = 4e-3,  # the better one for `chiar` and for its twin (study `demo_seeds`)
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -148,8 +149,7 @@ def compare(
     from chiaroscuro.analysis import png, route_text
     from chiaroscuro.modeling.recipes import recipe_named
 
-    # The better rate for `chiar` and for its twin (study `demo_seeds`).
-    plan = training.TrainingPlan(recipe=recipe, data=data, steps=steps, seed=seed, learning_rate=4e-3)
+    plan = training.TrainingPlan(recipe=recipe, data=data, steps=steps, seed=seed, learning_rate=lr)
     out = out or free_folder("compare")
     comparison = training.compare(plan, against or recipe_named(recipe).baseline, out)
     run = training.load_run(out / recipe)

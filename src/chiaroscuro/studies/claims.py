@@ -67,8 +67,9 @@ CLAIMS = (
         "Wins on large natural text; loses on small text (83.81 against 75.19) and on ListOps (63.35 % against "
         "98.85 %); within 1.2 points on sentiment.",
         "The paper's DCT+attention and its baseline on all four, and the pre-norm pair beside them. The large text is "
-        "three million tokens, about what the paper's small one, WikiText-2, has; the small text is a tenth of it, "
-        "seen some nine times and with dropout.",
+        "three million tokens of reviews, about what the paper's small one, WikiText-2, has; the small text is another "
+        "one, WikiText's validation text, a tenth as long, seen some nine times and with dropout: more than the size "
+        "differs.",
         ("ablation", "controls", "small_text", "listops_flat", "imdb"),
         paper.regime,
         "Models and texts of the published size; for sentiment, more test reviews: the error of 25,000, up to 0.6 "

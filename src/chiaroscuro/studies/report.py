@@ -26,9 +26,10 @@ with the first seed where nothing else is said. "Not settled": the interval incl
 
 Differences of perplexity are in per cent (lower is better), of accuracy in points, with 95 % intervals over seeds; the
 error of the test text itself is not in them, and they are not corrected for their number. For perplexity the interval
-is from the variance over seeds of all arms of a study; the last column has the one from the variances of the two arms
-alone. Accuracies, and arms with six seeds, have that of the two arms alone only. Under "parameters" are those of the
-first arm divided by those of the second: routed models have no projections where no token of a layer attends.
+is from the variance over seeds of all arms of a study, but that an arm of more than ten times the median variance has
+its own; the last column has the one from the variances of the two arms alone. Accuracies, and arms with six seeds, have
+that of the two arms alone only. Under "parameters" are those of the first arm divided by those of the second: routed
+models have no projections where no token of a layer attends.
 """
 
 
