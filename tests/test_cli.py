@@ -11,10 +11,12 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from chiaroscuro import ChiarConfig, cli, tables
+from chiaroscuro.analysis import sample
 from chiaroscuro.modeling import ChiarForCausalLM
 from chiaroscuro.training import TrainingPlan
 
@@ -114,6 +116,17 @@ def test_tokens_writes_its_figures_and_a_picture(call, run, tmp_path):
     assert found["tokens"] == 4 * 32
     assert found["run"]["recipe"] == "chiar"
     assert (tmp_path / "tokens" / "tokens.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tokens_of_another_text_are_as_frequent_as_in_training(call, run, tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(
+        "chiaroscuro.analysis.sample", lambda *arguments: counted.append(arguments[2]) or sample(*arguments)
+    )
+    (tmp_path / "other.txt").write_text("the zebra of the zebra\n\n" * 200)
+    for options in ((), ("--data", tmp_path / "other.txt")):
+        assert call("tokens", run, "--windows", 4, "--pairs", 2, "--json", *options)[0] == 0
+    assert np.array_equal(*counted)
 
 
 def test_calibrate_sets_and_saves_thresholds(call, run, tmp_path):
@@ -268,7 +281,7 @@ def test_a_recipe_with_sizes_of_its_own_keeps_them_unless_told(call, english, tm
 def test_any_field_of_the_configuration_may_be_given(call, english, tmp_path):
     short = ("--data", english, "--vocab-size", "300", "--steps", "1", "--batch-size", "1", "--seq-len", "17")
     operators = ("--field", 'layer_operators=[["none"], ["dct", "attention"]]', "--field", "routed_share=0.25")
-    sizes = ("--hidden-size", 32, "--layers", 2, "--field", "router=random")
+    sizes = ("--hidden-size", 32, "--field", "router=random")
     assert call("train", *short, *sizes, *operators, "--out", tmp_path / "run")[0] == 0
     config = ChiarConfig.from_pretrained(tmp_path / "run")
     assert config.layer_operators == [["none"], ["dct", "attention"]]

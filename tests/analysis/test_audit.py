@@ -5,7 +5,7 @@ Shapes: B batch, T tokens.
 
 import pytest
 import torch
-from tests.helpers import SMALL_RECIPES, VOCAB, ids, tiny_model
+from tests.helpers import SMALL_RECIPES, VOCAB, ids, tiny_config, tiny_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -15,9 +15,10 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from chiaroscuro import ChiarForCausalLM, calibrate, retrofit, set_share
+from chiaroscuro import ChiarForCausalLM, ChiarForSequenceClassification, calibrate, retrofit, set_share
 from chiaroscuro.analysis import audit, subject
 from chiaroscuro.mixers import AttentionMixer, RBFMixer
+from chiaroscuro.modeling import ChiarModel
 from chiaroscuro.routing import RoutedMixer, ThresholdRouter
 
 FUTURE, ROWS, CACHE, DISPATCH, PADDING, FLOPS, THRESHOLDS, STARVING = (
@@ -48,7 +49,7 @@ def calibrated(recipe="spectral", **fields):
 
 @pytest.mark.parametrize("recipe", SMALL_RECIPES)
 def test_no_shipped_recipe_fails(recipe):
-    model, input_ids = subject(recipe)
+    model, input_ids, _ = subject(recipe)
     found = verdicts(model, input_ids)
     assert False not in found.values()
     routed = any(len(operators) > 1 for operators in model.config.layer_operators)
@@ -233,10 +234,29 @@ def test_a_retrofitted_folder_is_audited_as_it_routes(tmp_path):
     )
     set_share(retrofit(model, layers=[1]), 0.5, ids(8, 64))
     model.save_pretrained(tmp_path)
-    found, input_ids = subject(str(tmp_path))
+    found, input_ids, _ = subject(str(tmp_path))
     assert failing(found, input_ids) == set()
     (router,) = (module for module in found.modules() if isinstance(module, ThresholdRouter))
     assert router.share == 0.5
+
+
+def test_of_a_folder_without_its_text_no_share_is_judged(tmp_path):
+    model = tiny_model("chiar")
+    calibrate(model, torch.full((8, 64), 3))  # of random tokens quite another part lies above these thresholds
+    model.save_pretrained(tmp_path)
+    model, input_ids, calibrated = subject(str(tmp_path))
+    assert failing(model, input_ids) & {THRESHOLDS, STARVING}
+    found = {finding.check: finding for finding in audit(model, input_ids, calibrated)}
+    assert {check for check, finding in found.items() if finding.holds is None} == {THRESHOLDS, STARVING}
+    assert "not of the text that routers were calibrated on: layer" in found[THRESHOLDS].detail
+    assert {finding.holds for check, finding in found.items() if check not in (THRESHOLDS, STARVING)} == {True}
+
+
+def test_of_a_classifier_the_body_is_audited(tmp_path):
+    ChiarForSequenceClassification(tiny_config("chiar", num_labels=3)).save_pretrained(tmp_path)
+    found = subject(str(tmp_path))
+    assert isinstance(found.model, ChiarModel)
+    assert False not in [finding.holds for finding in audit(*found)]
 
 
 def test_what_is_neither_a_folder_nor_a_recipe_is_answered_with_the_recipes(tmp_path):
@@ -250,9 +270,9 @@ def test_what_is_neither_a_folder_nor_a_recipe_is_answered_with_the_recipes(tmp_
 def test_a_folder_of_transformers_is_read_with_its_weights_or_without(tmp_path):
     original = gpt2()
     original.save_pretrained(tmp_path)
-    model, input_ids = subject(str(tmp_path))
+    model, input_ids, _ = subject(str(tmp_path))
     assert torch.equal(model.transformer.wte.weight, original.transformer.wte.weight)
     assert input_ids.shape == (8, 128)
     (tmp_path / "model.safetensors").unlink()
-    model, _ = subject(str(tmp_path))
+    model, *_ = subject(str(tmp_path))
     assert isinstance(model, GPT2LMHeadModel)

@@ -1,12 +1,14 @@
 """A text as it is written."""
 
 import threading
+import time
 
 import pytest
 import torch
 from tests.helpers import tiny_model
 
 from chiaroscuro.analysis import route_text, write_text
+from chiaroscuro.analysis.routing import layer_routes
 from chiaroscuro.data import train_tokenizer
 
 PROMPT = "to be or 🙂"
@@ -36,6 +38,17 @@ def test_every_token_is_shown_with_the_route_it_has_in_the_whole_text(tokenizer,
     written = "".join(last.tokens) + steps[-1].waiting
     assert written.replace("·", "").startswith(PROMPT)
     assert all(step.speed > 0 for step in steps[1:])
+
+
+def test_the_speed_is_that_of_the_model_without_what_is_told_of_it(tokenizer, monkeypatch):
+    def slow(*arguments):
+        time.sleep(0.1)
+        return layer_routes(*arguments)
+
+    monkeypatch.setattr("chiaroscuro.analysis.writing.layer_routes", slow)
+    model = tiny_model("chiar", vocab_size=len(tokenizer)).float()
+    steps = list(write_text(model, tokenizer, PROMPT, 8, temperature=0.0))
+    assert steps[-1].speed > 1 / 0.1
 
 
 def test_shares_of_blended_operators_are_their_mean_gates(tokenizer):

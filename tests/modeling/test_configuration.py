@@ -5,6 +5,7 @@ from tests.helpers import tiny_config
 from torch import nn
 
 from chiaroscuro import RECIPES, ChiarConfig, ChiarForCausalLM
+from chiaroscuro.routing import BenefitRouter, register_router
 
 PAPER = ["v1_full_attention", "v1_three_operator", "v1_dct_attention", "v2_full_attention", "v2", "v2_400m"]
 
@@ -99,7 +100,17 @@ def test_the_twin_of_chiar_has_as_many_layers_as_make_it_as_large(layers, of_twi
 @pytest.mark.parametrize("intermediate_size", [32, 64, 128])
 def test_no_other_number_of_layers_comes_nearer(layers, intermediate_size):
     sizes = {"hidden_size": 32, "intermediate_size": intermediate_size}
-    config = tiny_config("chiar", num_hidden_layers=layers, **sizes)
+    assert_no_other_number_comes_nearer(tiny_config("chiar", num_hidden_layers=layers, **sizes), sizes)
+
+
+@pytest.mark.parametrize("operators", [["rbf"], ["linear"], ["dct", "rbf"], ["linear", "attention"]])
+def test_operators_of_one_matrix_are_counted_with_one(operators):
+    config = tiny_config("chiar", hidden_size=32, layer_operators=[operators] * 8)
+    assert_no_other_number_comes_nearer(config, {"hidden_size": 32})
+
+
+def assert_no_other_number_comes_nearer(config: ChiarConfig, sizes: dict[str, int]) -> None:
+    layers = config.num_hidden_layers
     of_twin = config.twin().num_hidden_layers
     apart = {
         each: abs(_matrices(tiny_config("full_attention", num_hidden_layers=each, **sizes)) - _matrices(config))
@@ -120,6 +131,11 @@ def test_a_recipe_is_more_than_its_name():
     assert ChiarConfig(recipe="full_attention").layer_operators == [["attention"]] * 5
     config = ChiarConfig.from_recipe("v2")
     assert ChiarConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+@register_router("worth")
+class _Derived(BenefitRouter):
+    """A router of somebody else."""
 
 
 @pytest.mark.parametrize(
@@ -145,6 +161,7 @@ def test_a_recipe_is_more_than_its_name():
         ({"tau_low": 0.9}, "both tau_low and tau_high"),
         ({"routed_share": 1.5}, r"share must lie in \[0, 1\], got 1.5"),
         ({"router": "benefit", "collapse_weight": 0.1}, "leave collapse_weight at 0"),
+        ({"router": "worth", "collapse_weight": 0.1}, "leave collapse_weight at 0"),
         ({"routed_share": 0.5, "router": "soft"}, "router 'soft' keeps to no share"),
         (
             {"routed_share": 0.5, "router": "threshold", "layer_operators": [["dct", "rbf", "attention"]]},

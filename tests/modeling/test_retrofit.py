@@ -45,7 +45,7 @@ from transformers import (
 from chiaroscuro import load_retrofitted, retrofit, set_share
 from chiaroscuro.analysis import audit
 from chiaroscuro.flops import executed_forward_flops
-from chiaroscuro.routing import ThresholdRouter, threshold_routers
+from chiaroscuro.routing import ThresholdRouter, follow, threshold_routers
 from chiaroscuro.training import ThresholdRefresh
 
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "bos_token_id": 0}
@@ -132,6 +132,20 @@ def test_the_share_is_that_of_the_tokens_and_of_the_flops(name):
         spent[share] = executed_forward_flops(model, text) / whole
         assert shares == pytest.approx([share, share], abs=0.01)
     assert 1.0 > spent[0.75] > spent[0.25] > spent[0.0]
+
+
+@every_model
+def test_padding_is_no_token_when_thresholds_follow(name):
+    model, text = half(name, light="none").train(), ids(8, 64)
+    mask = torch.ones_like(text)
+    mask[::2, :40], mask[1::2, 20:] = 0, 0  # on either side
+    model(text.masked_fill(mask == 0, 1), attention_mask=mask)
+    follow(model)
+    shares = []
+    for router in threshold_routers(model.eval()):
+        router.register_forward_hook(lambda _, args, gates: shares.append(float(gates[..., 1][mask.bool()].mean())))
+    model(text, attention_mask=mask)
+    assert shares == pytest.approx([0.5, 0.5], abs=0.01)
 
 
 @every_model

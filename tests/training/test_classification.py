@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from chiaroscuro import ChiarForSequenceClassification, calibrate
+from chiaroscuro.analysis import audit, subject
 from chiaroscuro.data import generate_listops
 from chiaroscuro.evaluation import evaluate_classifier
 from chiaroscuro.flops import flops_ratios
@@ -77,6 +78,20 @@ def test_thresholds_and_flops_are_of_sequences_as_the_classifier_gets_them(plan)
     commonest = int(ids_BT[mask_BT.bool()].bincount().max()) / int(mask_BT.sum())  # which are not parted
     assert [trace.shares()["attention"] for trace in routing] == pytest.approx([0.5] * 2, abs=commonest)
     assert 0.7 < flops_ratios(model, *task.sample("test", 10**9))["total_ratio"] < 1
+
+
+def test_few_short_sequences_are_enough_and_audited_as_they_are(plan, tmp_path):
+    plan = replace(plan, steps=1, seq_len=512, fields=plan.fields | {"layer_operators": [["dct", "attention"]] * 2})
+    plan = replace(plan, recipe="spectral", fields=plan.fields | {"max_position_embeddings": 512})
+    task = prepare(plan)  # all of a split are no window of 512
+    assert sum(len(task.sequences["test"][index]["input_ids"]) for index in range(80)) < 2 * 512
+    train(plan, task, tmp_path / "run")
+    found = subject(str(tmp_path / "run"))
+    B, T = found.input_ids_BT.shape
+    assert B >= 40
+    assert 8 < T < 16
+    assert task.tokenizer.eos_token_id not in found.input_ids_BT
+    assert False not in [finding.holds for finding in audit(*found)]
 
 
 @pytest.mark.parametrize("task", ["imdb", "recall"])

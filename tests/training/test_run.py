@@ -36,6 +36,24 @@ def plan(english) -> TrainingPlan:
     )
 
 
+def test_a_recipe_keeps_its_sizes_and_others_are_small(english):
+    def sizes(recipe, **fields):
+        config = TrainingPlan(recipe=recipe, data=str(english), fields=fields).config({})
+        return config.hidden_size, config.num_hidden_layers
+
+    assert sizes("chiar") == (128, 5)
+    assert sizes("v2_400m") == (1024, 28)
+    assert sizes("v2_400m", hidden_size=64) == (64, 28)
+    assert sizes("chiar", layer_operators=[["none"], ["attention"]]) == (128, 2)
+
+
+def test_another_recipe_is_as_wide_as_the_one_that_it_is_held_against(plan, tmp_path):
+    plan = replace(plan, recipe="v1_dct_attention", steps=1, fields={"num_hidden_layers": 2})
+    runs = compare(plan, "full_attention", tmp_path / "two")["runs"]
+    assert {run["plan"]["fields"].get("hidden_size", 256) for run in runs.values()} == {256}
+    assert load_run(tmp_path / "two" / "full_attention").model.config.hidden_size == 256
+
+
 def curve(folder: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]

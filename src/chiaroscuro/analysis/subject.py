@@ -4,6 +4,7 @@ Shapes: B batch, T tokens.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from chiaroscuro.modeling import (
     ChiarForCausalLM,
     ChiarForSequenceClassification,
     causal_class,
+    class_of,
     is_retrofitted,
     load_config,
     load_model,
@@ -22,18 +24,28 @@ from chiaroscuro.modeling import (
     parameter_count,
 )
 from chiaroscuro.routing import calibrate
-from chiaroscuro.training import RESULTS, load_run, task_of
+from chiaroscuro.training import RESULTS, Task, load_run, task_of
 
 ROWS, TOKENS = 8, 128
 MOST = 10**9  # parameters of a model without weights: it is built, and copied in float64
 SMALL = {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 4}
 
 
-def subject(name: str, data: str | None = None) -> tuple[PreTrainedModel, Tensor]:
-    """A model and what to look at it with, (B, T): held-out text of a run or of `data`, else random tokens.
+class Subject(NamedTuple):
+    """A model, and what to look at it with, (B, T). calibrated: whether its thresholds were found on tokens like
+    these."""
+
+    model: PreTrainedModel
+    input_ids_BT: Tensor
+    calibrated: bool
+
+
+def subject(name: str, data: str | None = None) -> Subject:
+    """A model and held-out text of its run or of `data`, else random tokens.
 
     name: a run folder; a folder with `config.json`, and weights as safetensors or none; or, where there is no such
-        folder, a recipe, which is built small. Of a classifier its body is taken. Raises ValueError for anything else.
+        folder, a recipe, which is built small and calibrated. Of a classifier its body is taken. Raises ValueError for
+        anything else.
     """
     folder = Path(name)
     if not (folder / "config.json").is_file():
@@ -45,12 +57,10 @@ def subject(name: str, data: str | None = None) -> tuple[PreTrainedModel, Tensor
     config = load_config(folder)
     if isinstance(config, ChiarConfig) and (data is not None or (folder / RESULTS).exists()):
         run = load_run(folder)
-        windows = task_of(run, data).windows["test"]
-        model = run.model.model if isinstance(run.model, ChiarForSequenceClassification) else run.model
-        return model, windows.batch(range(ROWS))
+        return Subject(_causal(run.model), _texts(task_of(run, data)), calibrated=True)
     if data is not None:
         raise ValueError(f"--data is encoded with the tokenizer of a run, and {name} is none")
-    cls = causal_class(config)
+    cls = class_of(config) if isinstance(config, ChiarConfig) else causal_class(config)
     if is_retrofitted(config):
         model = load_retrofitted(folder)
     elif any(folder.glob("*.safetensors")):
@@ -59,10 +69,25 @@ def subject(name: str, data: str | None = None) -> tuple[PreTrainedModel, Tensor
         model = cls(config)
     else:
         raise ValueError(f"{name} describes more than {MOST:,} parameters and has no weights: give it smaller sizes")
-    return model, _random_tokens(config.vocab_size, getattr(config, "max_position_embeddings", TOKENS))
+    ids_BT = _random_tokens(config.vocab_size, getattr(config, "max_position_embeddings", TOKENS))
+    return Subject(_causal(model), ids_BT, calibrated=False)
 
 
-def _untrained(recipe: str) -> tuple[PreTrainedModel, Tensor]:
+def _causal(model: PreTrainedModel) -> PreTrainedModel:
+    return model.model if isinstance(model, ChiarForSequenceClassification) else model
+
+
+def _texts(task: Task) -> Tensor:
+    """Test text without padding, (B, T): windows of it, or of some sequences the longer half, cut to one length."""
+    ids_BT, mask_BT = task.sample("test", ROWS * task.plan.seq_len)
+    if mask_BT is None:
+        return ids_BT
+    lengths = mask_BT.sum(1)
+    median = int(lengths.median())
+    return ids_BT[lengths >= median][:, :median]
+
+
+def _untrained(recipe: str) -> Subject:
     """A small model with weights so far from their start that no path through it is silent, calibrated as training does
     before its first step."""
     torch.manual_seed(0)
@@ -72,7 +97,7 @@ def _untrained(recipe: str) -> tuple[PreTrainedModel, Tensor]:
             parameter.add_(0.1 * torch.randn_like(parameter))
     ids_BT = _random_tokens(SMALL["vocab_size"], TOKENS)
     calibrate(model, ids_BT, fit_mixers=True)
-    return model, ids_BT
+    return Subject(model, ids_BT, calibrated=True)
 
 
 def _random_tokens(vocab_size: int, longest: int) -> Tensor:

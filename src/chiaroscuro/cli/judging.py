@@ -120,8 +120,7 @@ def audit(
     from chiaroscuro import analysis
     from chiaroscuro.progress import tracked
 
-    model, input_ids = analysis.subject(name, data)
-    found = analysis.audit(model, input_ids, lambda checks: tracked(checks, "auditing"))
+    found = analysis.audit(*analysis.subject(name, data), lambda checks: tracked(checks, "auditing"))
     if as_json:
         console.print_json(data=[asdict(each) for each in found])
     else:

@@ -63,12 +63,14 @@ def tokens(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     test = task.windows["test"].spread(windows)
+    own = task if data is None else task_of(loaded)  # what it was trained and calibrated on
+    assert isinstance(own, LanguageModelling)
     set_seed(task.plan.seed)
     found = analysis.study_tokens(
         loaded.model,
         task.build(loaded.model.config).eval(),
-        analysis.sample(test, loaded.tokenizer, task.tokens["train"]),
-        task.calibration_text()[0],
+        analysis.sample(test, loaded.tokenizer, own.tokens["train"]),
+        own.calibration_text()[0],
         pairs,
         progress=lambda layers: tracked(layers, "forcing layers"),
     )

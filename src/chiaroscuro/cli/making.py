@@ -93,7 +93,7 @@ def train(
 ) -> None:
     """Train one model and leave a run folder."""
     from chiaroscuro.data import check_source
-    from chiaroscuro.training import SMALL, TrainingPlan, prepare, ranks, sizes_of, started_plan, train
+    from chiaroscuro.training import SMALL, TrainingPlan, prepare, ranks, started_plan, train
 
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on in")
@@ -118,8 +118,7 @@ def train(
         save_every=save_every,
         dense_steps=dense_steps,
         bf16=bf16,
-        fields=sizes_of(recipe)
-        | {name: size for name, size in zip(SMALL, (hidden_size, layers, heads), strict=True) if size is not None}
+        fields={name: size for name, size in zip(SMALL, (hidden_size, layers, heads), strict=True) if size is not None}
         | config_fields(field),
     )
     if resume and out is not None and not given(context) - {"out", "resume", "fsdp", "as_json"}:
@@ -144,12 +143,15 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe and its same-size twin, or another one, alike, and show what each costs and how well it does."""
+    """Train a recipe and its same-size twin, or another one, alike, and show what each costs and how well it does. Both
+    are small, 128 channels wide, whatever the sizes of the recipe."""
     from chiaroscuro import training
     from chiaroscuro.analysis import png, route_text
     from chiaroscuro.modeling.recipes import recipe_named
 
-    plan = training.TrainingPlan(recipe=recipe, data=data, steps=steps, seed=seed, learning_rate=lr)
+    plan = training.TrainingPlan(
+        recipe=recipe, data=data, steps=steps, seed=seed, learning_rate=lr, fields=dict(training.SMALL)
+    )
     out = out or free_folder("compare")
     comparison = training.compare(plan, against or recipe_named(recipe).baseline, out)
     run = training.load_run(out / recipe)
@@ -186,7 +188,8 @@ def convert(
 
 def passage(run: "Run", tokens: int = 160) -> str:
     """The beginning of the run's test text."""
-    from chiaroscuro.training import task_of
+    from chiaroscuro.training import LanguageModelling, task_of
 
-    text = task_of(run).windows["test"]
-    return str(run.tokenizer.decode(text.stored[:tokens].astype(int).tolist()))
+    task = task_of(run)
+    assert isinstance(task, LanguageModelling)
+    return str(run.tokenizer.decode(task.tokens["test"][:tokens].astype(int).tolist()))

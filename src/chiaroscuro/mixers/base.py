@@ -82,8 +82,6 @@ class Mixer(nn.Module, ABC):
 
     causal: bool = True
     remembers: bool = False  # whether tokens that go elsewhere must be shown to it, since later ones may see them
-    # Whether it multiplies tokens by matrices, as attention does; layers in which none does are small.
-    projects: ClassVar[bool] = True
     gives_nothing: ClassVar[bool] = False  # whether its outputs are all zero, so that it need not be run
 
     @classmethod

@@ -16,7 +16,6 @@ from chiaroscuro.ops import Chosen
 class NothingMixer(Mixer):
     """y = 0: a token routed here skips the operator. What the DCT is with its filter at zero and kept there."""
 
-    projects: ClassVar[bool] = False
     gives_nothing: ClassVar[bool] = True
 
     @classmethod

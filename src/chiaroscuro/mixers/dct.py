@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D model channels, M chosen tokens.
 """
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ class DCTMixer(Mixer):
 
     `start` is the initial value of w: 1 makes the operator the identity, 0 makes it nothing until it has learned.
     """
-
-    projects: ClassVar[bool] = False
 
     def __init__(self, hidden_size: int, start: float = 1.0):
         super().__init__()

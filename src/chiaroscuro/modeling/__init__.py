@@ -5,7 +5,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from chiaroscuro.modeling.card import CARD, markdown_table, model_card, pipeline_of
 from chiaroscuro.modeling.configuration import ChiarConfig
-from chiaroscuro.modeling.heads import ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification
+from chiaroscuro.modeling.heads import ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification, class_of
 from chiaroscuro.modeling.layer import RoutingTrace
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model, parameter_count, read_json
 from chiaroscuro.modeling.model import ChiarModel
@@ -30,6 +30,7 @@ __all__ = [
     "ChiarModel",
     "RoutingTrace",
     "causal_class",
+    "class_of",
     "is_retrofitted",
     "load_config",
     "load_model",

@@ -8,11 +8,12 @@ import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from transformers import PreTrainedConfig
 
 from chiaroscuro.mixers import mixer_class
 from chiaroscuro.modeling.recipes import recipe_named
-from chiaroscuro.routing import BudgetRouter, check_share, check_thresholds, router_class
+from chiaroscuro.routing import BenefitRouter, BudgetRouter, check_share, check_thresholds, router_class
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "attention_keys": ("all", "routed"),
@@ -186,16 +187,23 @@ class ChiarConfig(PreTrainedConfig):
         return ChiarConfig.from_recipe("full_attention", **same | {"num_hidden_layers": self._layers_of_attention()})
 
     def _layers_of_attention(self) -> int:
-        """How many layers that attend come nearest in matrices to all of these: four projections each, D by D, and a
-        network of two, D by `intermediate_size`; in units of 2 D parameters."""
+        """How many layers that attend come nearest to all of these in matrices: those of operators, and two of each
+        feed-forward network, D by `intermediate_size`."""
         assert self.layer_operators is not None
         assert self.intermediate_size is not None
-        projections, network = 2 * self.hidden_size, self.intermediate_size
+        network = 2 * self.hidden_size * self.intermediate_size
+        mixers = {name: self._matrices(name) for name in {"attention"}.union(*self.layer_operators)}
         own = 0
         for names in self.layer_operators:
             own += network * (len(names) if self.feed_forward == "per_operator" else 1)
-            own += projections * any(mixer_class(name).projects for name in names)
-        return min(self.num_hidden_layers, max(1, round(own / (projections + network))))
+            own += sum(mixers[name] for name in names)
+        return min(self.num_hidden_layers, max(1, round(own / (mixers["attention"] + network))))
+
+    def _matrices(self, operator: str) -> int:
+        """Numbers in the matrices of an operator."""
+        with torch.device("meta"):
+            mixer = mixer_class(operator).from_config(self)
+        return sum(weight.numel() for weight in mixer.parameters() if weight.ndim > 1)
 
     @property
     def layer_types(self) -> list[str]:
@@ -290,9 +298,9 @@ class ChiarConfig(PreTrainedConfig):
             raise ValueError(f"router {self.router!r} blends all operators, so dispatch must be 'auto' or 'dense'")
         if self.attention_keys == "routed" and not hard:
             raise ValueError(f"router {self.router!r} blends all operators, so attention_keys must be 'all'")
-        if self.router == "benefit" and self.collapse_weight > 0.0:
+        if issubclass(router_class(self.router), BenefitRouter) and self.collapse_weight > 0.0:
             raise ValueError(
-                "router 'benefit' would take the gradient of the collapse regulariser for a gain: leave "
+                f"router {self.router!r} would take the gradient of the collapse regulariser for a gain: leave "
                 "collapse_weight at 0, or take another router"
             )
         if self.routed_share is not None:

@@ -13,6 +13,7 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
+    PreTrainedConfig,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -258,3 +259,12 @@ def collapse_penalty(model: ChiarPreTrainedModel, routing: tuple[RoutingTrace, .
         raise ValueError("collapse_weight: gates come without a gradient; checkpointing needs use_reentrant=False")
     entropies = [utilisation_entropy(utilisation(trace.gates)) for trace in routing]
     return -model.config.collapse_weight * torch.stack(entropies).mean()
+
+
+def class_of(config: PreTrainedConfig) -> type[ChiarPreTrainedModel]:
+    """The class of the model that a configuration was saved with. Raises ValueError for those of other libraries."""
+    known = {cls.__name__: cls for cls in (ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification)}
+    names = config.architectures or [ChiarForCausalLM.__name__]
+    if not isinstance(config, ChiarConfig) or names not in [[name] for name in known]:
+        raise ValueError(f"it holds a {names} of type {config.model_type!r}; known models: {', '.join(known)}")
+    return known[names[0]]

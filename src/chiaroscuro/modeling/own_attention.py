@@ -67,7 +67,7 @@ class OwnAttention(Mixer):
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
         B, T = x_BTD.shape[:2]
-        past = _seen(context.cache, self.attention.layer_idx)
+        past = tokens_seen(context.cache, self.attention.layer_idx)
         k, v = self.key_value(x_BTD)
         k, v = lay_out_heads(k, context.rotary, None), lay_out_heads(v, None, None)
         if context.cache is not None:
@@ -78,7 +78,7 @@ class OwnAttention(Mixer):
             visible_BQ = past + 1 + torch.arange(T, device=x_BTD.device).expand(B, T)
         else:
             visible_BQ = chosen.pad(past + 1 + chosen.place_M)
-        usable_BK = _usable(context.attention_mask, past, T, k.shape[2])
+        usable_BK = _usable_keys(context.attention_mask, past, T, k.shape[2])
         found = self._attend(q, k, v, visible_BQ, usable_BK).transpose(1, 2).flatten(2)
         return self.out(found if chosen is None else chosen.unpad(found))
 
@@ -168,21 +168,34 @@ class GPT2Style(OwnAttention):
         return linear(rows, layer.weight[:, columns].T, layer.bias[columns])
 
 
-def _seen(cache: Any, layer: int) -> Any:
+def tokens_seen(cache: Any, layer: int) -> Any:
     """Tokens in a cache of transformers: a number, or in a static cache a tensor that counts on as they are added."""
     seen = 0 if cache is None else cache.get_seq_length(layer)
     return seen.clone() if isinstance(seen, Tensor) else seen
 
 
-def _usable(mask: Tensor | None, past: Any, T: int, K: int) -> Tensor | None:
-    """Which keys are not padding, (B, K), read off a mask of transformers, boolean or additive. Raises ValueError for
-    one that is not causal with padding."""
+def valid_tokens(mask: Any, past: Any, T: int) -> Tensor | None:
+    """Which of the tokens after the first `past` are not padding, (B, T), read off a mask of transformers: the last
+    query sees all others."""
     if mask is None:
         return None
+    return _seen(mask, slice(-1, None))[:, 0].index_select(1, past + torch.arange(T, device=mask.device))
+
+
+def _seen(mask: Any, queries: slice) -> Tensor:
+    """Which keys each of the queries sees, (B, T, K), by a mask of transformers, boolean or additive."""
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"retrofitted attention takes masks for eager or sdpa attention, got {got}")
-    seen_BTK = (mask if mask.dtype == torch.bool else mask == 0)[:, 0, :, :K]
+    asked_BTK = mask[:, 0, queries]
+    return asked_BTK if mask.dtype == torch.bool else asked_BTK == 0
+
+
+def _usable_keys(mask: Any, past: Any, T: int, K: int) -> Tensor | None:
+    """Which keys are not padding, (B, K). Raises ValueError for a mask that is not causal with padding."""
+    if mask is None:
+        return None
+    seen_BTK = _seen(mask, slice(None))[..., :K]
     causal_TK = torch.arange(K, device=mask.device) < (past + 1 + torch.arange(T, device=mask.device))[:, None]
     usable_BK = seen_BTK[:, -1]
     if mask.device.type == "cpu":  # on an accelerator looking here would stall the stream

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from chiaroscuro.mixers import Context, DCTMixer, Mixer, NothingMixer
 from chiaroscuro.modeling.loading import causal_class, load_config, load_model
-from chiaroscuro.modeling.own_attention import GPT2Style, LlamaStyle, OwnAttention
+from chiaroscuro.modeling.own_attention import GPT2Style, LlamaStyle, OwnAttention, tokens_seen, valid_tokens
 from chiaroscuro.modeling.packed import refuse_named, refuse_restarts
 from chiaroscuro.ops.accelerator import rounds_to_tf32, without_autocast
 from chiaroscuro.routing import RoutedMixer, ThresholdRouter, at_share, calibrate, check_share, threshold_routers
@@ -149,6 +149,7 @@ class RoutedAttention(nn.Module):
     """What a retrofitted attention module is beside its own class. `routed` holds the operators and the router."""
 
     routed: RoutedMixer
+    layer_idx: int
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         router = cast(ThresholdRouter, self.routed.router)
@@ -156,10 +157,13 @@ class RoutedAttention(nn.Module):
             return super().forward(hidden_states, *args, **kwargs)
         if args:
             raise TypeError("retrofitted attention takes all but the hidden states by name")
+        mask = kwargs.get("attention_mask")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # renamed in transformers 5.24
         context = Context(
+            valid_BT=valid_tokens(mask, tokens_seen(cache, self.layer_idx), hidden_states.shape[1]),
             rotary=kwargs.get("position_embeddings"),
-            attention_mask=kwargs.get("attention_mask"),
-            cache=kwargs.get("cache", kwargs.get("past_key_values")),  # renamed in transformers 5.24
+            attention_mask=mask,
+            cache=cache,
         )
         cast(OwnAttention, self.routed.mixers["attention"]).belongs_to(self)  # which may be a replica
         return self.routed(hidden_states, context)[0], None

@@ -15,7 +15,7 @@ from chiaroscuro.training.folder import (
     write_json,
 )
 from chiaroscuro.training.mixed import prepare, task_of
-from chiaroscuro.training.plan import SMALL, TrainingPlan, sizes_of
+from chiaroscuro.training.plan import SMALL, TrainingPlan
 from chiaroscuro.training.ranks import ranks
 from chiaroscuro.training.run import Stopped, started_plan, train
 from chiaroscuro.training.task import LanguageModelling, Task
@@ -42,7 +42,6 @@ __all__ = [
     "new_run_folder",
     "prepare",
     "ranks",
-    "sizes_of",
     "started_plan",
     "task_of",
     "train",

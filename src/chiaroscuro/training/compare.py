@@ -7,7 +7,7 @@ from typing import Any
 from chiaroscuro.modeling.configuration import OF_ROUTING
 from chiaroscuro.training.folder import COMPARISON, alone_in, new_run_folder, write_json
 from chiaroscuro.training.mixed import prepare
-from chiaroscuro.training.plan import TrainingPlan
+from chiaroscuro.training.plan import SMALL, TrainingPlan
 from chiaroscuro.training.run import train
 
 
@@ -22,9 +22,10 @@ def compare(plan: TrainingPlan, against: str, out: Path) -> dict[str, Any]:
     if against == plan.recipe:
         raise ValueError(f"nothing to compare: both recipes are {against!r}")
     task = prepare(plan)
-    layers = plan.config(task.fields()).twin().num_hidden_layers
+    own = plan.config(task.fields()).twin()
     fields = {name: value for name, value in plan.fields.items() if name not in OF_ROUTING}
-    twin = replace(plan, recipe=against, fields=fields | {"num_hidden_layers": layers}, dense_steps=0)
+    sizes = {name: getattr(own, name) for name in SMALL}
+    twin = replace(plan, recipe=against, fields=fields | sizes, dense_steps=0)
     if twin.config(task.fields()).gives_shares:
         twin = replace(twin, dense_steps=plan.dense_steps)
     with alone_in(out):

@@ -25,10 +25,9 @@ from transformers import PreTrainedTokenizerFast
 import chiaroscuro
 from chiaroscuro.data import load_tokenizer
 from chiaroscuro.modeling import (
-    ChiarConfig,
     ChiarForCausalLM,
-    ChiarForMixedTasks,
     ChiarForSequenceClassification,
+    class_of,
     load_config,
     load_model,
     read_json,
@@ -93,11 +92,11 @@ def load_run(folder: Path) -> Run:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a run folder: config.json is missing")
     config = load_config(folder)
-    known = {cls.__name__: cls for cls in (ChiarForCausalLM, ChiarForMixedTasks, ChiarForSequenceClassification)}
-    names = config.architectures or ["ChiarForCausalLM"]
-    if not isinstance(config, ChiarConfig) or names not in [[name] for name in known]:
-        raise ValueError(f"{folder} holds a {names} of type {config.model_type!r}; known models: {', '.join(known)}")
-    model: Any = load_model(known[names[0]], folder, config)
+    try:
+        cls = class_of(config)
+    except ValueError as error:
+        raise ValueError(f"{folder} is not a run folder: {error}") from error
+    model: Any = load_model(cls, folder, config)
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} entries and the model {config.vocab_size}")

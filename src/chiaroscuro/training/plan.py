@@ -14,11 +14,6 @@ LOGS_PER_RUN = 50
 SMALL = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
 
 
-def sizes_of(recipe: str) -> dict[str, int]:
-    """The fields of a model's size, where the recipe itself does not give it. Raises ValueError for unknown recipes."""
-    return {name: size for name, size in SMALL.items() if name not in recipe_named(recipe).fields}
-
-
 @dataclass(frozen=True)
 class TrainingPlan:
     """One run. Raises ValueError for numbers that cannot be trained with.
@@ -40,7 +35,8 @@ class TrainingPlan:
         the configuration gives (`chiaroscuro.training.DenseStart`).
     save_every: steps between checkpoints, None for none.
     bf16: products in bfloat16, weights and optimiser in float32 (mixed precision).
-    fields: fields of `ChiarConfig` that differ from the recipe's.
+    fields: fields of `ChiarConfig` that differ from the recipe's; where neither gives a size, it is that of a small
+        model.
     """
 
     recipe: str = "chiar"
@@ -61,7 +57,7 @@ class TrainingPlan:
     dense_steps: int = 0
     save_every: int | None = None
     bf16: bool = False
-    fields: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
+    fields: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, content: dict[str, Any], source: Path) -> Self:
@@ -120,7 +116,11 @@ class TrainingPlan:
 
     def config(self, fields: dict[str, Any]) -> ChiarConfig:
         """The model's configuration, given the fields that follow from the data."""
-        config = ChiarConfig.from_recipe(self.recipe, **(fields | self.fields))
+        told = recipe_named(self.recipe).fields | self.fields
+        sizes = {name: size for name, size in SMALL.items() if name not in told}
+        if "layer_operators" in self.fields:  # which says how many layers there are
+            sizes.pop("num_hidden_layers", None)
+        config = ChiarConfig.from_recipe(self.recipe, **(sizes | fields | self.fields))
         if self.seq_len > config.max_position_embeddings:
             raise ValueError(
                 f"windows of {self.seq_len} tokens are longer than the {config.max_position_embeddings} that recipe "

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -42,21 +42,23 @@ from chiaroscuro.training.trainer import RoutingTrainer
 W = TypeVar("W", TokenWindows, RecallExamples)
 
 
-class Task(ABC, Generic[W]):
+class Task(ABC):
     """The data of a task, encoded, and how a model for it is built and measured.
 
-    windows: the data as windows of tokens without padding, per split, and of each further text of the plan's
-    `test_on`. examples: per split what the Trainer takes. collate: makes a batch of them, None for the Trainer's own
-    way.
+    examples: per split what the Trainer takes. collate: makes a batch of them, None for the Trainer's own way.
     """
 
     collate: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]] | None = None
 
-    def __init__(self, plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, windows: dict[str, W]):
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        tokenizer: PreTrainedTokenizerFast,
+        examples: Mapping[str, Dataset[dict[str, Tensor]]],
+    ):
         self.plan = plan
         self.tokenizer = tokenizer
-        self.windows: dict[str, W] = windows
-        self.examples: dict[str, Dataset[dict[str, Tensor]]] = dict(windows)
+        self.examples = examples
 
     @abstractmethod
     def build(self, config: ChiarConfig) -> ChiarForCausalLM | ChiarForSequenceClassification:
@@ -70,14 +72,18 @@ class Task(ABC, Generic[W]):
     def by_chance(self) -> tuple[str, float]:
         """What can be had on the test split without a model, in words and as a number."""
 
+    @abstractmethod
+    def stored(self) -> Iterator[np.ndarray]:
+        """All data that models are trained and measured on, in a fixed order."""
+
+    @abstractmethod
+    def sample(self, split: str, tokens: int) -> Sample:
+        """What a model is given of a split, or of a further text, spread evenly over it, that has so many tokens, or
+        all."""
+
     def trainer(self, **arguments: Any) -> RoutingTrainer:
         """What trains a model for the task; `arguments` as transformers' Trainer takes them."""
         return RoutingTrainer(**arguments)
-
-    def stored(self) -> Iterator[np.ndarray]:
-        """All data that models are trained and measured on, in a fixed order."""
-        for windows in self.windows.values():
-            yield windows.stored
 
     def digest(self) -> str:
         """A hash of all data, as they are encoded."""
@@ -95,21 +101,25 @@ class Task(ABC, Generic[W]):
         """Of the validation text as it is measured, what has so many tokens, or all of it."""
         return self.sample("validation", tokens)
 
+
+class _OfWindows(Task, Generic[W]):
+    """windows: the data as windows of tokens without padding, per split, and of each further text of the plan's
+    `test_on`."""
+
+    def __init__(self, plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, windows: dict[str, W]):
+        super().__init__(plan, tokenizer, windows)
+        self.windows: dict[str, W] = windows
+
+    def stored(self) -> Iterator[np.ndarray]:
+        for windows in self.windows.values():
+            yield windows.stored
+
     def sample(self, split: str, tokens: int) -> Sample:
-        """What a model is given of a split, or of a further text, spread evenly over it, that has so many tokens, or
-        all."""
         windows = self.windows[split]
         return windows.spread(-(-tokens // windows.length)), None
 
 
-def text_windows(plan: TrainingPlan, tokens: dict[str, np.ndarray]) -> dict[str, TokenWindows]:
-    """Each split cut into the plan's windows; of the held-out splits only as many as the plan says."""
-    held_out = None if plan.eval_tokens is None else -(-plan.eval_tokens // (plan.seq_len - 1))
-    counts = {"train": None, "validation": held_out, "test": held_out}
-    return {split: TokenWindows(tokens[split], plan.seq_len, counts[split]) for split in SPLITS}
-
-
-class LanguageModelling(Task[TokenWindows]):
+class LanguageModelling(_OfWindows[TokenWindows]):
     """Predict each token of a corpus from those before it. corpus: in the place of the plan's."""
 
     def __init__(self, plan: TrainingPlan, corpus: Corpus | None = None):
@@ -120,7 +130,9 @@ class LanguageModelling(Task[TokenWindows]):
         else:
             tokenizer = train_tokenizer(corpus.splits["train"], plan.vocab_size)
         self.tokens = encode(corpus, tokenizer)
-        windows = text_windows(plan, self.tokens)
+        held_out = None if plan.eval_tokens is None else -(-plan.eval_tokens // (plan.seq_len - 1))
+        counts = {"train": None, "validation": held_out, "test": held_out}
+        windows = {split: TokenWindows(self.tokens[split], plan.seq_len, counts[split]) for split in SPLITS}
         for name, text in further.items():
             only_test = Corpus(text.name, {"test": text.splits["test"]})
             windows[name] = TokenWindows(encode(only_test, tokenizer)["test"], plan.seq_len)
@@ -137,7 +149,7 @@ class LanguageModelling(Task[TokenWindows]):
         return "perplexity of a unigram model", perplexity
 
 
-class Recall(Task[RecallExamples]):
+class Recall(_OfWindows[RecallExamples]):
     """Give each key the value that it came with, in generated examples of the plan's length and vocabulary."""
 
     def __init__(self, plan: TrainingPlan):
@@ -154,7 +166,7 @@ class Recall(Task[RecallExamples]):
         return "accuracy of a guess among the values of the example", 1 / (self.plan.seq_len // 8)
 
 
-class Classification(Task[TokenWindows]):
+class Classification(Task):
     """Name the label of a sequence cut to the length of the plan's windows. `tokenizer` goes before the plan's. Raises
     ValueError where a part of the sequences says nothing of the whole."""
 
@@ -165,22 +177,19 @@ class Classification(Task[TokenWindows]):
             tokenizer = load_tokenizer(Path(plan.tokenizer))
         check_length(plan.task, LONGEST_EXPRESSION.get(plan.task, 0), plan.seq_len)  # before they are generated
         data = load_labelled(plan.task, plan.data, tokenizer, plan.vocab_size)
-        super().__init__(plan, data.tokenizer, text_windows(plan, data.tokens))
         end = data.tokenizer.eos_token_id
-        self.labels = data.labels
         self.num_labels = data.num_labels
         self.sequences = {
             split: LabelledSequences(data.tokens[split], data.labels[split], end, plan.seq_len) for split in SPLITS
         }
-        self.examples = dict(self.sequences)
+        super().__init__(plan, data.tokenizer, self.sequences)
         check_length(plan.task, max(sequences.longest for sequences in self.sequences.values()), plan.seq_len)
 
     def stored(self) -> Iterator[np.ndarray]:
-        yield from super().stored()
-        yield from self.labels.values()
+        for sequences in self.sequences.values():
+            yield from (sequences.tokens, sequences.labels)
 
     def sample(self, split: str, tokens: int) -> Sample:
-        """Sequences as the model gets them, which windows that hold the ends of several would not be."""
         batch = pad_batch(self.sequences[split].spread(tokens))
         return batch["input_ids"], batch["attention_mask"]
 
@@ -194,5 +203,5 @@ class Classification(Task[TokenWindows]):
         return evaluate_classifier(model, self.sequences[split], show_progress=show_progress)
 
     def by_chance(self) -> tuple[str, float]:
-        commonest = torch.bincount(torch.from_numpy(np.array(self.labels["train"]))).argmax()
-        return "accuracy of the commonest label", float((self.labels["test"] == int(commonest)).mean())
+        commonest = torch.bincount(torch.from_numpy(np.array(self.sequences["train"].labels))).argmax()
+        return "accuracy of the commonest label", float((self.sequences["test"].labels == int(commonest)).mean())
