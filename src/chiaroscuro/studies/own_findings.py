@@ -33,7 +33,7 @@ from chiaroscuro.studies.findings import (
     sized,
 )
 from chiaroscuro.studies.paper_findings import DCT_GAIN
-from chiaroscuro.studies.table import on_text
+from chiaroscuro.studies.table import at_a_standstill, on_text
 
 AS_GOOD = 0.02  # of perplexity: by how much an arm that is as good may be worse
 BELOW_HALF = ("37.5 %", "25 %", "12.5 %")  # of the attention
@@ -90,12 +90,13 @@ def half_of_the_attention(studies: Studies) -> Finding:
     deeper, bodies = (DEEP_TWIN, TWIN), (f"{POST_NORM}{TWIN}", TWIN)
     table, found = _on_both_texts(study, [pre, post, deeper, bodies])
     return Finding(
-        as_good([*found[pre], *found[post]], AS_GOOD),
+        f"pre-norm: {as_good([*found[pre]], AS_GOOD)}; post-norm: {as_good([*found[post]], AS_GOOD)}",
         [
             f"Attention in the upper two of five layers only, against four layers with attention: {found[pre]}; with "
             f"post-norm {found[post]}. {_unseen(study, pre)} Attention in five layers, with narrower feed-forward "
             f"networks (a quarter more attention), changes full attention by {found[deeper]}; post-norm by "
             f"{found[bodies]}.",
+            *(_without_stalled(study, arm) for arm in post if any(at_a_standstill(study.runs[arm]))),
             f"Mean perplexities divided by full attention's: {_times(study, UPPER)}.",
             *_worth(studies),
         ],
@@ -126,6 +127,17 @@ def _unseen(study: Finished, pair: tuple[str, str]) -> str:
     """The same by the seeds that no trial had."""
     found = OnBothTexts(*(difference(study, [pair], text, skipped=SEEN_IN_TRIALS) for text in (None, OTHER_TEXT)))
     return f"Without the first {SEEN_IN_TRIALS} seeds, which trials on these texts had too: {found}."
+
+
+def _without_stalled(study: Finished, arm: str) -> str:
+    """What an arm has where it learned."""
+    runs = study.runs[arm]
+    stalled = at_a_standstill(runs)
+    learned = [run["perplexity"] for run, still in zip(runs, stalled, strict=True) if not still]
+    return (
+        f"Of {arm}, {sum(stalled)} of {len(runs)} seeds came to a standstill; the others have a perplexity of "
+        f"{statistics.mean(learned):.2f} on average."
+    )
 
 
 def _worth(studies: Studies) -> list[str]:
