@@ -5,38 +5,15 @@ Shapes: B batch, T tokens.
 
 import copy
 import io
-import warnings
 
 import accelerate
 import pytest
 import torch
-from tests.helpers import VOCAB, ids
+from tests.helpers import ids
+from tests.modeling.retrofitted import build, every_model, half
 from torch import nn
-from torch.nn.attention.flex_attention import create_block_mask
 from transformers import (
     AutoModelForCausalLM,
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Ministral3Config,
-    Ministral3ForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    OlmoConfig,
-    OlmoForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -47,53 +24,6 @@ from chiaroscuro.analysis import audit
 from chiaroscuro.flops import executed_forward_flops
 from chiaroscuro.routing import ThresholdRouter, follow, threshold_routers
 from chiaroscuro.training import ThresholdRefresh
-
-SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "bos_token_id": 0}
-SIZES |= {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 256, "eos_token_id": None}
-SIZES |= {"pad_token_id": 0}
-SCALED = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32}
-SCALED |= {"llama_4_scaling_beta": 0.1}
-BUILT = {
-    "gpt2": (
-        GPT2LMHeadModel,
-        GPT2Config,
-        {"n_positions": 256, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
-    ),
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
-    "cohere": (CohereForCausalLM, CohereConfig, {}),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 8, "sliding_window": 16}),
-    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 16}),
-    "olmo2": (Olmo2ForCausalLM, Olmo2Config, {}),
-    "olmo": (OlmoForCausalLM, OlmoConfig, {"clip_qkv": 8.0}),
-    "ministral3": (Ministral3ForCausalLM, Ministral3Config, {"rope_parameters": SCALED}),
-    "crossing": (GPT2LMHeadModel, GPT2Config, {"add_cross_attention": True}),
-    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
-}
-every_model = pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])
-
-
-def build(name, **fields):
-    """Weights far enough from their start that attention matters."""
-    cls, config, own = BUILT[name]
-    torch.manual_seed(0)
-    model = cls(config(**(SIZES | own | fields))).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
-def half(name="llama", light="dct", **fields):
-    """Half of the tokens of two layers go to attention, the others through a spectral filter that does something."""
-    model = retrofit(build(name, **fields), light=light)
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("filter"):
-                parameter.normal_()
-    set_share(model, 0.5, ids(4, 96))
-    return model
 
 
 @every_model
@@ -203,53 +133,6 @@ def test_layers_are_chosen_by_index():
     assert model.config.chiaroscuro == {"layers": [0, 3], "light": "none", "share": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "complaint"),
-    [
-        ("llama", {"layers": [1, 4]}, r"layers must be some of \[0, 1, 2, 3\], got \[1, 4\]"),
-        ("llama", {"layers": []}, "layers must be some of"),
-        ("llama", {"light": "rbf"}, "unknown light operator 'rbf'; known: none, dct"),
-        ("cohere", {}, "computes its attention in another way"),
-        ("olmo2", {}, "computes its attention in another way"),
-        ("gemma2", {}, "layer 1 caps the scores of its attention"),
-        ("mistral", {}, "attends within a window of 16 tokens"),
-        ("olmo", {}, "layer 1 clips queries, keys and values"),
-        ("ministral3", {}, "layer 1 scales queries by their positions"),
-        ("crossing", {}, "layer 1 attends to another model's states"),
-        ("gpt_neox", {}, "has no attention built as Llama's or GPT-2's"),
-    ],
-)
-def test_what_cannot_be_retrofitted_is_refused_and_left_as_it_was(name, arguments, complaint):
-    model = build(name)
-    before, names = model(ids(2, 24)).logits, set(model.state_dict())
-    with pytest.raises(ValueError, match=complaint):
-        retrofit(model, **arguments)
-    assert set(model.state_dict()) == names
-    assert not hasattr(model.config, "chiaroscuro")
-    assert torch.equal(model(ids(2, 24)).logits, before)
-
-
-def test_quantized_weights_are_refused():
-    model = build("llama")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch wants this done by another library
-        model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
-    with pytest.raises(ValueError, match="layer 1 has weights that are quantized"):
-        retrofit(model)
-
-
-def test_masks_of_other_kinds_of_attention_are_refused():
-    model = half("llama")
-    with pytest.raises(ValueError, match="takes masks for eager or sdpa attention, got shape"):
-        model.model.layers[1].self_attn(torch.randn(1, 4, 32), attention_mask=torch.ones(1, 4))
-    with pytest.raises(ValueError, match="takes masks for eager or sdpa attention, got BlockMask"):
-        model.model.layers[1].self_attn(torch.randn(1, 4, 32), attention_mask=create_block_mask(causal, 1, 1, 4, 4))
-
-
-def causal(batch, head, query, key):
-    return query >= key
-
-
 def test_a_dense_start_goes_on_where_it_was_and_ends_with_the_share_that_was_set(tmp_path):
     held_out = ids(16, 48)
 
@@ -288,58 +171,12 @@ class Shares(TrainerCallback):
         control.should_training_stop |= state.global_step == self.stop
 
 
-def test_a_share_that_cannot_be_set_leaves_the_model_as_it_was():
-    model = half("llama")
-    before = model(ids(2, 24)).logits
-    with pytest.raises(IndexError):
-        set_share(model, 0.3, torch.full((1, 10), VOCAB))
-    assert model.config.chiaroscuro["share"] == 0.5
-    assert torch.equal(model(ids(2, 24)).logits, before)
-
-
-def test_misuse_is_answered(tmp_path):
-    model = build("llama")
-    with pytest.raises(ValueError, match="was not retrofitted"):
-        set_share(model, 0.5, ids(2, 24))
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="was not retrofitted"):
-        load_retrofitted(tmp_path)
-    retrofit(model)
-    with pytest.raises(ValueError, match="was retrofitted before"):
-        retrofit(model)
-    with pytest.raises(ValueError, match=r"share must lie in \[0, 1\], got 1.5"):
-        set_share(model, 1.5, ids(2, 24))
-    with pytest.raises(ValueError, match=r"no layer between the first and the last of \[0, 1\]: give layers"):
-        retrofit(build("llama", num_hidden_layers=2))
-
-
 def test_a_window_of_no_tokens_is_none():
     model = build("llama")
     for layer in model.model.layers:
         layer.self_attn.sliding_window = 0  # as Qwen2-MoE says that there is none
     before = model(ids(2, 24)).logits
     assert torch.equal(retrofit(model)(ids(2, 24)).logits, before)
-
-
-def test_texts_packed_into_one_row_are_refused():
-    model = half("llama")
-    mask = torch.ones(24, 24, dtype=torch.bool).tril()
-    mask[12:, :12] = False
-    with pytest.raises(ValueError, match="no windows and no packed texts"):
-        model(ids(1, 24), attention_mask=mask[None, None])
-
-
-@every_model
-def test_texts_that_are_told_apart_by_their_positions_are_refused(name):
-    model, packed = half(name), torch.cat((torch.arange(12), torch.arange(12)))[None]
-    with pytest.raises(ValueError, match="position_ids start again within a row"):
-        model(ids(1, 24), position_ids=packed)
-    with pytest.raises(ValueError, match="cu_seq_lens_q: several texts packed into one"):
-        model(ids(1, 24), cu_seq_lens_q=torch.tensor([0, 12, 24]))
-    padded = torch.tensor([[0] * 4 + [1] * 20])
-    model(ids(1, 24), attention_mask=padded, position_ids=(padded.cumsum(1) - 1).masked_fill(padded == 0, 1))
-    set_share(model, 1.0, ids(4, 96))
-    model(ids(1, 24), position_ids=packed)
 
 
 def test_a_model_in_bfloat16_keeps_its_thresholds_when_saved(tmp_path):
@@ -395,22 +232,6 @@ def test_weights_that_are_fetched_when_they_are_needed_give_the_same(name):
 
 
 @every_model
-def test_a_model_that_was_spread_over_devices_is_refused(name):
-    model = build(name)
-    accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
-    with pytest.raises(ValueError, match=r"layer 1 has a forward method of its own.*retrofit it before"):
-        retrofit(model)
-
-
-def test_weights_that_are_not_here_are_refused():
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**SIZES))
-    with pytest.raises(ValueError, match="weights that are kept elsewhere cannot be checked"):
-        retrofit(model)
-    assert not hasattr(model.config, "chiaroscuro")
-
-
-@every_model
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_in_mixed_precision_is_close_to_that_in_single(name, checkpointing):
     model = half(name).train()
@@ -452,13 +273,3 @@ def test_a_replica_computes_with_its_own_weights(name):
         for parameter in twice.parameters():
             parameter.mul_(2)
     assert torch.equal(replica_of(model)(ids(2, 24)).logits, twice(ids(2, 24)).logits)
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_weights_of_attention_are_refused(name):
-    model = half(name, attn_implementation="eager")
-    for asked in (model, model.base_model):
-        with pytest.raises(ValueError, match="a retrofitted layer has no weights"):
-            asked(ids(1, 9), output_attentions=True)
-    set_share(model, 1.0, ids(4, 96))
-    assert len(model(ids(1, 9), output_attentions=True).attentions) == 4
