@@ -167,6 +167,7 @@ class _Derived(BenefitRouter):
             {"routed_share": 0.5, "router": "threshold", "layer_operators": [["dct", "rbf", "attention"]]},
             "and a layer has 3",
         ),
+        ({"routed_share": 0.5, "layer_operators": [["none"], ["attention"]]}, "and no layer has two"),
         ({"router": "soft", "dispatch": "sparse"}, "blends all operators, so dispatch must be"),
         ({"router": "soft", "attention_keys": "routed"}, "blends all operators, so attention_keys must be 'all'"),
         ({"meta_router": "oracle"}, "unknown meta_router 'oracle'; known: none, causal, paper"),

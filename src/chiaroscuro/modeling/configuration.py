@@ -308,8 +308,9 @@ class ChiarConfig(PreTrainedConfig):
             if not issubclass(router_class(self.router), BudgetRouter):
                 raise ValueError(f"router {self.router!r} keeps to no share: leave routed_share out")
             most = max(map(len, self.layer_operators))
-            if most > 2:
-                raise ValueError(f"routed_share parts the tokens between two operators, and a layer has {most}")
+            if most != 2:
+                has = f"a layer has {most}" if most > 2 else "no layer has two"
+                raise ValueError(f"routed_share parts the tokens between two operators, and {has}")
         if (self.tau_low is None) != (self.tau_high is None):
             raise ValueError("give both tau_low and tau_high, or neither")
         if self.tau_low is not None and self.tau_high is not None:
