@@ -20,6 +20,7 @@ VOCAB, D = 61, 16
 
 def tiny_config(recipe: str = "spectral", **fields: Any) -> ChiarConfig:
     small = {"vocab_size": VOCAB, "hidden_size": D, "num_attention_heads": 2, "dropout": 0.0, "rbf_features": 8}
+    small["window"] = 3
     if "layer_operators" not in fields:
         small["num_hidden_layers"] = 5 if recipe == "chiar" else 4  # two of which route
     return ChiarConfig.from_recipe(recipe, **(small | fields))

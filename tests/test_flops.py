@@ -96,6 +96,17 @@ def test_planned_equals_executed_in_generation(recipe, keys, share):
     assert executed == pytest.approx(model.flops(1, steps, past=past).total, rel=0.02)  # interleaved: as expected
 
 
+def test_windows_execute_the_pairs_of_whole_blocks():
+    """Of which those that a token may see are planned."""
+    executed, D = [], 64
+    for window in (8, 4):
+        model, input_ids = model_and_ids("full_attention", 2, 24, D, layer_operators=[["window"]], window=window)
+        seen = 24 * window - window * (window - 1) / 2
+        assert model.flops(2, 24).attention == 4 * 2 * D * seen
+        executed.append(executed_forward_flops(model, input_ids))
+    assert executed[0] - executed[1] == 4 * 2 * D * 24 * ((8 + 7) - (4 + 3))
+
+
 def test_full_attention_by_hand():
     B, T, D, L = 2, 96, 64, 4
     model, _ = model_and_ids("full_attention", B, T, D)

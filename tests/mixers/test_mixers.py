@@ -19,6 +19,7 @@ from chiaroscuro.mixers import (
     FeedForward,
     Mixer,
     RBFMixer,
+    WindowMixer,
     Work,
     feed_forward,
     mixer_class,
@@ -31,7 +32,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "operators.md"
 CODE = re.search(r"```python\n(.*?)\n\n\nconfig =", PAGE.read_text(), re.DOTALL)[1]
 exec(CODE, {"__name__": "document"})
 
-OPERATORS = ["dct", "rbf", "attention", "none", "identity", "linear", "shift"]
+OPERATORS = ["dct", "rbf", "attention", "window", "none", "identity", "linear", "shift"]
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
 
@@ -264,6 +265,48 @@ def test_attention_alone_is_causal_under_every_implementation():
     assert not reach(mixer, tokens(1, 4))[0, :, 0].triu(1).any()
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_within_windows_tokens_attend_as_with_all_other_keys_hidden(chosen):
+    mixer, x, T = build("window"), tokens(2, 9), 9
+    everywhere = AttentionMixer(D, 2).double().eval()
+    everywhere.load_state_dict(mixer.state_dict())
+    valid, mask = torch.arange(T) >= torch.tensor([[0], [2]]), torch.rand(2, T) < 0.5
+    context = Context(valid_BT=valid, rotary=rotary(T), attentions=[])
+    found = mixer(x, Chosen(mask & valid) if chosen else None, context)
+    for t in range(T):
+        near = valid & (torch.arange(T) > t - mixer.window)
+        expected = everywhere(x, None, Context(valid_BT=near, rotary=rotary(T)))[:, t]
+        for b in range(2):
+            if not chosen and valid[b, t]:
+                torch.testing.assert_close(found[b, t], expected[b], atol=1e-12, rtol=0)
+            elif mask[b, t] and valid[b, t]:
+                place = int((mask & valid).flatten()[: b * T + t].sum())
+                torch.testing.assert_close(found[place], expected[b], atol=1e-12, rtol=0)
+    (weights,) = context.attentions
+    shown = (mask & valid if chosen else valid).double()
+    torch.testing.assert_close(weights.sum(-1), shown[:, None].expand(2, 2, T), atol=1e-12, rtol=0)
+    assert not weights.tril(-mixer.window).any()
+
+
+@given(T=st.integers(1, 9), past=st.integers(0, 5), window=st.integers(1, 12), seed=st.integers(0, 99))
+def test_pairs_within_windows_are_counted_as_they_are_seen(T, past, window, seed):
+    torch.manual_seed(seed)
+    mask, valid = torch.rand(2, past + T) < 0.5, torch.arange(past + T) >= torch.tensor([[0], [1]])
+    mask = mask & valid
+    places = range(past, past + T)
+    seen = [(b, t, s) for b in range(2) for t in places for s in range(max(0, t - window + 1), t + 1)]
+    measured = Work.measured(mask, valid, past=past, window=window)
+    assert measured.pairs == sum(bool(mask[b, t] and valid[b, s]) for b, t, s in seen)
+    every = torch.ones_like(mask)
+    assert Work.measured(every, every, past=past, window=window).pairs == len(seen)
+    assert Work.expected(2, T, past=past, window=window).pairs == pytest.approx(len(seen))
+
+
+def test_a_window_without_a_token_is_refused():
+    with pytest.raises(ValueError, match="a window has one token at least, got 0"):
+        WindowMixer(16, 2, 0)
+
+
 def test_the_feed_forward_network_takes_some_tokens_at_a_time_where_no_gradient_is_wanted(monkeypatch):
     network, x = FeedForward(D, 24).double().eval(), tokens(2, 9)
     whole, rows = network(x), []
@@ -313,10 +356,9 @@ def test_flops_of_the_chosen_are_a_share_of_those_of_all():
 
 
 @every_keys
-def test_an_operator_from_elsewhere_works_in_a_model_as_ours_do(keys, tmp_path):
-    model = tiny_model(
-        layer_operators=[["shift"], ["shift", "attention"], ["rbf", "shift"], ["attention"]], attention_keys=keys
-    )
+@pytest.mark.parametrize("name", ["shift", "window"])
+def test_an_operator_that_no_recipe_has_works_in_a_model_as_others_do(name, keys, tmp_path):
+    model = tiny_model(layer_operators=[[name], [name, "attention"], ["rbf", name], ["attention"]], attention_keys=keys)
     assert_causal_and_apart(lambda x: model(inputs_embeds=x).logits, tokens(2, 5))
     prompt = ids(2, 4)
     full = model.generate(input_ids=prompt, max_new_tokens=6, do_sample=False, use_cache=False, pad_token_id=0)

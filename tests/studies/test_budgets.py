@@ -26,8 +26,12 @@ from chiaroscuro.studies.figures import COLOURS, LINES, _budgets
 RUNS = [run for study in (HALF, DEEPER, BUDGETS, RECALL) for run in {run.arm: run for run in study.search()}.values()]
 
 
-def spent(arm: str) -> float:
-    """The part of full attention's FLOPs for attention, by the name of an arm."""
+def spent(arm: str, length: int = 256, whole_layers: float = 0.5) -> float:
+    """The part of full attention's FLOPs for attention, by the name of an arm. whole_layers: that of windows as long as
+    the sequences."""
+    if said := re.search(r"^windows of ([0-9]+)$", arm):
+        window = int(said[1])
+        return whole_layers * (window * length - window * (window - 1) / 2) / (length * (length + 1) / 2)
     if said := re.search(r"([0-9.]+) %$", arm):
         return float(said[1]) / 100
     if arm == DEEP_TWIN:
@@ -42,7 +46,7 @@ def test_an_arm_spends_the_attention_that_its_name_says(run):
     full = ChiarForCausalLM(twin.plan.config({"vocab_size": 50, "hidden_size": 32}))
     length = 2**20  # at which the diagonal, where a token sees itself, does not count
     ratio = model.flops(8, length).attention / full.flops(8, length).attention
-    assert ratio == pytest.approx(spent(run.arm), abs=1e-6)
+    assert ratio == pytest.approx(spent(run.arm, length), abs=1e-6)
 
 
 @pytest.mark.parametrize(("study", "measure"), [(BUDGETS, "perplexity"), (RECALL, "accuracy")])
@@ -67,13 +71,17 @@ def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
     for axes, least in zip(panels, (50, 250), strict=False):
         assert axes.get_ylabel() == measure
         curves = {container.get_label(): container.lines[0].get_data() for container in axes.containers}
-        dense = {f"{DENSE_START}benefit", f"{DENSE_START}interleaved"}
-        assert set(curves) - {"whole layers, post-norm"} == {*ROUTERS, *dense, "whole layers"}
+        dense = {f"{DENSE_START}benefit", f"{DENSE_START}interleaved"}  # of two budgets only
+        windows = {"windows"} if study is BUDGETS else set()
+        assert set(curves) - {"whole layers, post-norm"} == {*ROUTERS, *dense, *windows, "whole layers"}
         assert list(curves.pop("whole layers, post-norm", ([0.25, 0.5, 1.0], []))[0]) == [0.25, 0.5, 1.0]
         for name, (x, y) in curves.items():
             budgets = {spent(arm.name) for arm in study.arms if name in arm.curves}
             assert list(x) == sorted(budgets)
-            assert budgets == {0.125, 0.25} if name in dense else {0.0, 0.5, 1.0} < budgets
+            if name == "windows":
+                assert len(budgets) == 2
+            else:
+                assert budgets == {0.125, 0.25} if name in dense else {0.0, 0.5, 1.0} < budgets
             assert list(y) == pytest.approx([least + 10 * (1 - each) for each in x])
 
 
@@ -88,7 +96,8 @@ def test_flops_are_told_in_parts_of_the_studys_full_attention_whatever_an_arm_is
         measured = own.attention / twins[arm].attention, own.total / twins[arm].total
         assert of_attention * measured[0] == pytest.approx(own.attention / flops[TWIN].attention)
         assert of_all * measured[1] == pytest.approx(own.total / flops[TWIN].total)
-        assert own.attention / flops[TWIN].attention == pytest.approx(spent(arm), abs=0.003), arm
+        said = spent(arm, study.plan.seq_len)
+        assert own.attention / flops[TWIN].attention == pytest.approx(said, abs=0.003), arm
     assert units[TWIN] == units[QUARTER] == (1.0, 1.0)
     assert units.get(DEEP_TWIN, (1.25, 1.0))[0] == 1.25
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from chiaroscuro.analysis.routing import LayerRoute, TextRoute
 
-PALETTE = {"none": "#F6F6F3", "dct": "#F3E9D2", "rbf": "#E0A33E", "attention": "#1F2A44"}
+PALETTE = {"none": "#F6F6F3", "dct": "#F3E9D2", "rbf": "#E0A33E", "window": "#6F84A8", "attention": "#1F2A44"}
 OTHERS = ("#C9D6DF", "#8AA29E", "#5B6C8F", "#3D3B4F")
 LIGHT_INK, DARK_INK = "#FFFFFF", "#1A1A1A"
 FONT_SIZE = 8.0  # points

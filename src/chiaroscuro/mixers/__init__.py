@@ -8,6 +8,7 @@ from chiaroscuro.mixers.dct import DCTMixer
 from chiaroscuro.mixers.feed_forward import FeedForward
 from chiaroscuro.mixers.flops import Flops, Work
 from chiaroscuro.mixers.rbf import RBFMixer
+from chiaroscuro.mixers.window import WindowMixer
 
 __all__ = [
     "NO_CONTEXT",
@@ -22,6 +23,7 @@ __all__ = [
     "NothingMixer",
     "RBFMixer",
     "ShortConvolution",
+    "WindowMixer",
     "Work",
     "mixer_class",
     "operator_names",

@@ -64,7 +64,7 @@ class AttentionMixer(Mixer):
         )
 
     def forward(self, x_BTD: Tensor, chosen: Chosen | None = None, context: Context = NO_CONTEXT) -> Tensor:
-        if chosen is not None and chosen.Q == 0 and _nothing_wanted(context):
+        if chosen is not None and chosen.Q == 0 and nothing_wanted(context):
             self.remember(x_BTD, context)
             return x_BTD.new_empty(0, x_BTD.shape[2])
         if context.attentions is not None and self.keys == "routed":
@@ -90,12 +90,12 @@ class AttentionMixer(Mixer):
             visible_BQ = self._visible(x_BTD, chosen, among, past, k.shape[2])
             if context.routed_BT is not None:
                 visible_BQ = visible_BQ * context.routed_BT
-            context.attentions.append(_weights(q, k, visible_BQ, usable_BK, chosen))
+            context.attentions.append(weights(q, k, visible_BQ, usable_BK, chosen))
         out = out.transpose(1, 2).flatten(2)
         return self.out(out if chosen is None else chosen.unpad(out))
 
     def remember(self, x_BTD: Tensor, context: Context) -> None:
-        if not _nothing_wanted(context):
+        if not nothing_wanted(context):
             super().remember(x_BTD, context)
         elif context.state is not None and self.keys == "all":
             self._mark_usable(x_BTD, None, context)
@@ -176,14 +176,25 @@ def lay_out_heads(rows: Tensor, rotary: tuple[Tensor, Tensor] | None, chosen: Ch
     return rotate(heads, cos.unsqueeze(1), sin.unsqueeze(1))
 
 
-def _nothing_wanted(context: Context) -> bool:
+def nothing_wanted(context: Context) -> bool:
     """Whether nothing comes of attention that no token asks for: in training its weights have a gradient, of zero."""
     return not torch.is_grad_enabled() and context.attentions is None
 
 
-def _weights(q: Tensor, k: Tensor, visible_BQ: Tensor, usable_BK: Tensor | None, chosen: Chosen | None) -> Tensor:
-    """What the queries (B, N, Q, H) make of the keys (B, N, K, H): (B, N, T, K), rows of tokens not chosen zero."""
-    seen_BQK = torch.arange(k.shape[2], device=k.device) < visible_BQ[..., None]
+def weights(
+    q: Tensor,
+    k: Tensor,
+    visible_BQ: Tensor,
+    usable_BK: Tensor | None,
+    chosen: Chosen | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """What the queries (B, N, Q, H) make of the first `visible_BQ` keys (B, N, K, H), or of the last `window` of these:
+    (B, N, T, K), rows of tokens not chosen zero."""
+    places_K = torch.arange(k.shape[2], device=k.device)
+    seen_BQK = places_K < visible_BQ[..., None]
+    if window is not None:
+        seen_BQK = seen_BQK & (places_K >= visible_BQ[..., None] - window)
     if usable_BK is not None:
         seen_BQK = seen_BQK & usable_BK[:, None]
     scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen_BQK[:, None], -torch.inf)

@@ -81,6 +81,7 @@ class Mixer(nn.Module, ABC):
     """
 
     causal: bool = True
+    window: int | None = None  # how many tokens back it looks, itself included; None: at all of them
     remembers: bool = False  # whether tokens that go elsewhere must be shown to it, since later ones may see them
     gives_nothing: ClassVar[bool] = False  # whether its outputs are all zero, so that it need not be run
 

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, fields
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from chiaroscuro.ops.dct import slots
 
@@ -61,13 +62,16 @@ class Work:
         routed_keys: bool = False,
         spectrum: bool = False,
         past: int = 0,
+        window: int | None = None,
     ) -> "Work":
         """A `share` of the tokens chosen, spread evenly over the positions; with `routed_keys` the same tokens are
-        keys."""
+        keys, with a `window` all that are not too far away."""
         tokens, chosen = batch_size * length, share * batch_size * length
-        of_past, of_new = (share * past, share * length) if routed_keys else (past, length)
-        keys = batch_size * of_new
-        return cls(tokens, chosen, keys, chosen * (of_past + (of_new + 1) / 2), 1 if past else length, spectrum)
+        of_past, of_new = (share * past, share * length) if routed_keys and window is None else (past, length)
+        keys, seen = batch_size * of_new, of_past + (of_new + 1) / 2
+        if window is not None:
+            seen = sum(min(window, past + place + 1) for place in range(length)) / length
+        return cls(tokens, chosen, keys, chosen * seen, 1 if past else length, spectrum)
 
     @classmethod
     def measured(
@@ -77,11 +81,14 @@ class Work:
         routed_keys: bool = False,
         spectrum: bool = False,
         past: int = 0,
+        window: int | None = None,
     ) -> "Work":
         """The tokens of `mask_BT` chosen, of which with `routed_keys` each serves as key, and otherwise all valid
-        ones."""
-        key_BT = mask_BT if routed_keys else valid_BT
+        ones, or with a `window` those of them that are not too far away."""
+        key_BT = mask_BT if routed_keys and window is None else valid_BT
         seen_BT = key_BT.cumsum(1)
+        if window is not None:
+            seen_BT = seen_BT - pad(seen_BT, (window, 0))[:, : seen_BT.shape[1]]
         tokens, chosen, keys, pairs = (
             float(x_BT[:, past:].sum()) for x_BT in (valid_BT, mask_BT, key_BT, seen_BT * mask_BT)
         )

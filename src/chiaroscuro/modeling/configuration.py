@@ -38,7 +38,7 @@ LAYERS = 5
 OF_ROUTING = {  # what a twin does not inherit
     *("recipe", "layer_operators", "router", "routed_share", "tau_low", "tau_high", "attention_keys", "dispatch"),
     *("meta_router", "feed_forward", "collapse_weight", "entropy_dc_weight", "dct_filter_start", "rbf_features"),
-    "task_labels",
+    *("window", "task_labels"),
 }
 NEARLY = 0.85  # how alike, one at the most, a name is to a field's that is taken for a slip of the pen
 LONGEST = 10_000  # of what is listed: layers, labels
@@ -49,6 +49,7 @@ _SIZES = (
     "num_attention_heads",
     "max_position_embeddings",
     "rbf_features",
+    "window",
 )
 
 
@@ -83,6 +84,7 @@ class ChiarConfig(PreTrainedConfig):
     meta_router: "causal" or "paper", which reads the future (`chiaroscuro.routing.MetaRouter`), gates the first layer.
     feed_forward: "shared": one network per layer; "per_operator": one for each operator of the layer.
     dct_filter_start: initial value of the spectral filter; 1 is the identity.
+    window: tokens that operator "window" sees, itself included.
     entropy_dc_weight: see `chiaroscuro.ops.spectral_entropy`; 2 in converted checkpoints of the authors' code.
     task_labels: per task the number of labels of its head (`ChiarForMixedTasks`).
     collapse_weight: lambda of the collapse regulariser (`chiaroscuro.routing.utilisation_entropy`).
@@ -114,6 +116,7 @@ class ChiarConfig(PreTrainedConfig):
     feed_forward: str = "shared"
     dct_filter_start: float = 0.0
     rbf_features: int = 64
+    window: int = 32
     entropy_dc_weight: float = 1.0
     collapse_weight: float = 0.0
     task_labels: dict[str, int] | None = None

@@ -55,11 +55,12 @@ class RoutingTrace:
         """Mean gate of each operator over the tokens that are not padding."""
         return dict(zip(self.operators, utilisation(self.gates.detach().float()).tolist(), strict=True))
 
-    def work(self, index: int, routed_keys: bool, spectrum: bool, past: int = 0) -> Work:
-        """What the operator at `index` had to do, after the first `past` tokens if these came from a cache."""
+    def work(self, index: int, routed_keys: bool, spectrum: bool, past: int = 0, window: int | None = None) -> Work:
+        """What the operator at `index`, which sees so many tokens back or all, had to do, after the first `past` tokens
+        if these came from a cache."""
         gates_BTO = self.gates.detach()
         return Work.measured(
-            gates_BTO[..., index] > 0, gates_BTO.sum(-1) > 0, routed_keys, spectrum=spectrum, past=past
+            gates_BTO[..., index] > 0, gates_BTO.sum(-1) > 0, routed_keys, spectrum=spectrum, past=past, window=window
         )
 
 
@@ -71,6 +72,7 @@ class PostNorm(Mixer):
         self.mixer = mixer
         self.norm = norm
         self.causal = mixer.causal
+        self.window = mixer.window
         self.remembers = mixer.remembers
 
     @classmethod
@@ -165,18 +167,22 @@ class ChiarLayer(GradientCheckpointingLayer):
     def flops(self, batch_size: int, length: int, trace: RoutingTrace | None = None, past: int = 0) -> Flops:
         """Forward FLOPs: of the routing in `trace`, or else of tokens spread evenly over positions, each operator
         with the share that the router is to give it."""
-        count, router = len(self.mixer.operators), self.mixer.router
+        windows, router = self.mixer.windows, self.mixer.router
         spectrum = router is not None and router.reads_entropy
         dense = Work.expected(batch_size, length, spectrum=spectrum, past=past)
         if router is None or not self.mixer.sparse:
-            works = [dense] * count
+            works = [
+                Work.expected(batch_size, length, spectrum=spectrum, past=past, window=window) for window in windows
+            ]
         elif trace is None:
             works = [
-                Work.expected(batch_size, length, share, self.routed_keys, spectrum=spectrum, past=past)
-                for share in router.shares
+                Work.expected(batch_size, length, share, self.routed_keys, spectrum, past, window)
+                for share, window in zip(router.shares, windows, strict=True)
             ]
         else:
-            works = [trace.work(index, self.routed_keys, spectrum, past) for index in range(count)]
+            works = [
+                trace.work(index, self.routed_keys, spectrum, past, window) for index, window in enumerate(windows)
+            ]
         weight = self.feed_forward_norm.weight
         transforms = by_matrix(weight, len(weight))
         total = self.mixer.flops([replace(work, by_matrix=transforms) for work in works])

@@ -12,6 +12,7 @@ from chiaroscuro.ops.dct import dct, filtered_idct, idct, packed_dct
 from chiaroscuro.ops.entropy import noise_deviation, noise_entropy, packed_dct_and_entropy, spectral_entropy
 from chiaroscuro.ops.rbf import median_bandwidth, random_frequencies, rbf_feature_mix, rbf_features, rbf_kernel, rbf_mix
 from chiaroscuro.ops.rope import rotary_tables, rotate
+from chiaroscuro.ops.window import window_attention
 
 __all__ = [
     "Chosen",
@@ -35,4 +36,5 @@ __all__ = [
     "rotate",
     "short_convolution",
     "spectral_entropy",
+    "window_attention",
 ]

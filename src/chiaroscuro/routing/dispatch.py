@@ -136,6 +136,11 @@ class RoutedMixer(nn.Module):
         return tuple(self.mixers)
 
     @property
+    def windows(self) -> list[int | None]:
+        """Per operator how many tokens back it looks; None: at all of them."""
+        return [mixer.window for mixer in self._mixers_in_order]
+
+    @property
     def _mixers_in_order(self) -> list[Mixer]:
         return [cast(Mixer, mixer) for mixer in self.mixers.values()]
 

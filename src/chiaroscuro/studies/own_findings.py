@@ -9,6 +9,8 @@ from chiaroscuro.studies.budgets import (
     EXPLORED,
     HASHED,
     LAYERS,
+    NEAR,
+    NEARER,
     NO_ATTENTION,
     NO_CONVOLUTION,
     POST_NORM,
@@ -150,15 +152,15 @@ def _worth(studies: Studies) -> list[str]:
 
 def in_twice_the_layers(studies: Studies) -> Finding:
     study = studies["deeper"]
-    pairs = [(QUARTER, TWIN), (UPPER, TWIN), (NO_ATTENTION, TWIN), (QUARTER, RANDOM_QUARTER)]
+    pairs = [(QUARTER, TWIN), (UPPER, TWIN), (NO_ATTENTION, TWIN), (QUARTER, RANDOM_QUARTER), (QUARTER, NEAR)]
     table, found = _on_both_texts(study, pairs)
-    quarter, upper, without, unchosen = found.values()
+    quarter, upper, without, unchosen, near = found.values()
     return Finding(
         as_good([*quarter], AS_GOOD),
         [
             f"A quarter of the attention against all: {quarter}; without any attention {without}. All tokens of the "
             f"upper four of ten layers: {upper}. A quarter at the tokens that the router picks against random ones: "
-            f"{unchosen}.",
+            f"{unchosen}; against all tokens of the same layers with the last 64 tokens as keys: {near}.",
             f"Mean perplexities divided by full attention's: at a quarter {_times(study, QUARTER)}; at half "
             f"{_times(study, UPPER)}.",
         ],
@@ -237,6 +239,26 @@ def tokens_or_layers(studies: Studies) -> Finding:
             f"of it: {found}; for tokens at even distances instead of the chosen ones {_mean(study, unchosen)}. The "
             "verdict is by the test split.",
             *_worth(studies),
+        ],
+        table,
+    )
+
+
+def far_or_near(studies: Studies) -> Finding:
+    study = studies["budgets"]
+    chosen = [(QUARTER, NEAR), ("benefit, 12.5 %", NEARER)]
+    near = [(NEAR, TWIN), (NEARER, TWIN), (NEAR, UPPER), (NEARER, UPPER)]
+    table, both = _on_both_texts(study, [*chosen, *near])
+    found = _mean(study, chosen)
+    wide, narrow, of_upper, narrow_of_upper = (both[pair] for pair in near)
+    attention = [100 * study.table[arm]["attention_ratio"]["mean"] for arm in (NEAR, NEARER)]
+    return Finding(
+        gained(found.own),
+        [
+            f"All keys for some tokens of two layers against the nearest keys for all of them, the mean over two "
+            f"budgets: {found}. Windows of 64 and 32 tokens take {attention[0]:.1f} and {attention[1]:.1f} % of full "
+            f"attention's FLOPs; against full attention they have {wide} and {narrow}, against all keys for all tokens "
+            f"of the same two layers {of_upper} and {narrow_of_upper}. The verdict is by the test split."
         ],
         table,
     )
