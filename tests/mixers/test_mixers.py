@@ -297,6 +297,7 @@ def test_pairs_within_windows_are_counted_as_they_are_seen(T, past, window, seed
     seen = [(b, t, s) for b in range(2) for t in places for s in range(max(0, t - window + 1), t + 1)]
     measured = Work.measured(mask, valid, past=past, window=window)
     assert measured.pairs == sum(bool(mask[b, t] and valid[b, s]) for b, t, s in seen)
+    assert Work.measured(mask, valid, past=past, window=2**62).pairs == Work.measured(mask, valid, past=past).pairs
     every = torch.ones_like(mask)
     assert Work.measured(every, every, past=past, window=window).pairs == len(seen)
     assert Work.expected(2, T, past=past, window=window).pairs == pytest.approx(len(seen))

@@ -90,7 +90,7 @@ class AttentionMixer(Mixer):
             visible_BQ = self._visible(x_BTD, chosen, among, past, k.shape[2])
             if context.routed_BT is not None:
                 visible_BQ = visible_BQ * context.routed_BT
-            context.attentions.append(weights(q, k, visible_BQ, usable_BK, chosen))
+            context.attentions.append(attention_weights(q, k, visible_BQ, usable_BK, chosen))
         out = out.transpose(1, 2).flatten(2)
         return self.out(out if chosen is None else chosen.unpad(out))
 
@@ -181,7 +181,7 @@ def nothing_wanted(context: Context) -> bool:
     return not torch.is_grad_enabled() and context.attentions is None
 
 
-def weights(
+def attention_weights(
     q: Tensor,
     k: Tensor,
     visible_BQ: Tensor,

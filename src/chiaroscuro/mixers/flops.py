@@ -88,7 +88,8 @@ class Work:
         key_BT = mask_BT if routed_keys and window is None else valid_BT
         seen_BT = key_BT.cumsum(1)
         if window is not None:
-            seen_BT = seen_BT - pad(seen_BT, (window, 0))[:, : seen_BT.shape[1]]
+            T = seen_BT.shape[1]
+            seen_BT = seen_BT - pad(seen_BT, (min(window, T), 0))[:, :T]
         tokens, chosen, keys, pairs = (
             float(x_BT[:, past:].sum()) for x_BT in (valid_BT, mask_BT, key_BT, seen_BT * mask_BT)
         )

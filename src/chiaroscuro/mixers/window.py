@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from chiaroscuro.mixers.attention import AttentionMixer, lay_out_heads, nothing_wanted, weights
+from chiaroscuro.mixers.attention import AttentionMixer, attention_weights, lay_out_heads, nothing_wanted
 from chiaroscuro.mixers.base import NO_CONTEXT, Context, register_mixer
 from chiaroscuro.ops import Chosen, window_attention
 
@@ -46,7 +46,7 @@ class WindowMixer(AttentionMixer):
             routed_BT = context.routed_BT if chosen is None else chosen.mask_BT
             visible_BT = self._visible(x_BTD, None, None, k.shape[2] - x_BTD.shape[1], k.shape[2])
             visible_BT = visible_BT if routed_BT is None else visible_BT * routed_BT
-            context.attentions.append(weights(q, k, visible_BT, usable_BK, window=self.window))
+            context.attentions.append(attention_weights(q, k, visible_BT, usable_BK, window=self.window))
         return self.out(out if chosen is None else chosen.take(out))
 
     def _queries(self, x_BTD: Tensor, chosen: Chosen | None) -> Tensor:
