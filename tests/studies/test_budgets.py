@@ -29,7 +29,7 @@ RUNS = [run for study in (HALF, DEEPER, BUDGETS, RECALL) for run in {run.arm: ru
 def spent(arm: str, length: int = 256, whole_layers: float = 0.5) -> float:
     """The part of full attention's FLOPs for attention, by the name of an arm. whole_layers: that of windows as long as
     the sequences."""
-    if said := re.search(r"^windows of ([0-9]+)$", arm):
+    if said := re.search(r"^sliding window of ([0-9]+)$", arm):
         window = int(said[1])
         return whole_layers * (window * length - window * (window - 1) / 2) / (length * (length + 1) / 2)
     if said := re.search(r"([0-9.]+) %$", arm):
@@ -72,13 +72,13 @@ def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
         assert axes.get_ylabel() == measure
         curves = {container.get_label(): container.lines[0].get_data() for container in axes.containers}
         dense = {f"{DENSE_START}benefit", f"{DENSE_START}interleaved"}  # of two budgets only
-        windows = {"windows"} if study is BUDGETS else set()
+        windows = {"sliding window"} if study is BUDGETS else set()
         assert set(curves) - {"whole layers, post-norm"} == {*ROUTERS, *dense, *windows, "whole layers"}
         assert list(curves.pop("whole layers, post-norm", ([0.25, 0.5, 1.0], []))[0]) == [0.25, 0.5, 1.0]
         for name, (x, y) in curves.items():
             budgets = {spent(arm.name) for arm in study.arms if name in arm.curves}
             assert list(x) == sorted(budgets)
-            if name == "windows":
+            if name == "sliding window":
                 assert len(budgets) == 2
             else:
                 assert budgets == {0.125, 0.25} if name in dense else {0.0, 0.5, 1.0} < budgets

@@ -2,9 +2,10 @@
 each answer must be looked up.
 
 Layers are told by a letter each: (a)ttention, (n)othing, or (r)outed between the two; (d)CT, or (s)hared between that
-and attention; (w)indows, within which all tokens attend. A layer of nothing or of the DCT has no projections, and three
-of them have as many parameters as two that attend: so three of nothing and two more are as large as four of attention.
-In the other arms the width of the feed-forward networks makes up for it, so that all arms of a study are as large.
+and attention; a sliding (w)indow, within which all tokens attend. A layer of nothing or of the DCT has no projections,
+and three of them have as many parameters as two that attend: so three of nothing and two more are as large as four of
+attention. In the other arms the width of the feed-forward networks makes up for it, so that all arms of a study are as
+large.
 """
 
 from collections.abc import Iterable
@@ -26,8 +27,8 @@ ROUTED_KEYS = "routed keys, benefit, 12.5 %"
 TWIN = "full attention"
 DEEP_TWIN = f"five layers, {TWIN}"
 EXPLORED = "random, explored"
-WINDOWS = "windows"  # all tokens attend, to so many of the last
-NEAR, NEARER = f"{WINDOWS} of 64", f"{WINDOWS} of 32"  # of 256 tokens: 22 and 12 % of the attention
+SLIDING = "sliding window"  # all tokens attend, to so many of the last
+NEAR, NEARER = f"{SLIDING} of 64", f"{SLIDING} of 32"  # with texts of 256 tokens 22 and 12 % of the attention
 HASHED = "hash of the token, 25 %"
 NO_CONVOLUTION = "no convolution, "
 DENSE_START = "dense start, "  # all tokens attend at first
@@ -186,8 +187,8 @@ BUDGETS = Study(
             _arm(f"{EXPLORED}, 25 %", "nnnrr", router="random_explored"),
             _arm(f"{EXPLORED}, 12.5 %", "nnnrr", router="random_explored", share=0.25),
             _arm(HASHED, "nnnrr", router="hash"),
-            _arm(NEAR, "nnnww", (WINDOWS,), window=64),
-            _arm(NEARER, "nnnww", (WINDOWS,), window=32),
+            _arm(NEAR, "nnnww", (SLIDING,), window=64),
+            _arm(NEARER, "nnnww", (SLIDING,), window=32),
             _arm("with the DCT, benefit, 25 %", "dddss"),
             _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
             *(_without_convolution(arm) for arm in (_TWIN, _BY_BENEFIT)),

@@ -254,7 +254,7 @@ CLAIMS = (
         "The same attention is worth more at tokens that the router `benefit` picks, which see all earlier ones, than "
         "spread over all tokens, which see the last few.",
         "A quarter of the attention, and an eighth, as tokens of two layers that the router picks; in the same layers "
-        "windows of 64 and of 32 tokens, which come to 22 and 12 % of it, and to more FLOPs of projections.",
+        "sliding windows of 64 and of 32 tokens, which come to 22 and 12 % of it, and to more FLOPs of projections.",
         ("budgets",),
         own.far_or_near,
         "Longer texts, of which windows see less and less.",

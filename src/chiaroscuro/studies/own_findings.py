@@ -256,9 +256,9 @@ def far_or_near(studies: Studies) -> Finding:
         gained(found.own),
         [
             f"All keys for some tokens of two layers against the nearest keys for all of them, the mean over two "
-            f"budgets: {found}. Windows of 64 and 32 tokens take {attention[0]:.1f} and {attention[1]:.1f} % of full "
-            f"attention's FLOPs; against full attention they have {wide} and {narrow}, against all keys for all tokens "
-            f"of the same two layers {of_upper} and {narrow_of_upper}. The verdict is by the test split."
+            f"budgets: {found}. Sliding windows of 64 and 32 tokens take {attention[0]:.1f} and {attention[1]:.1f} % "
+            f"of full attention's FLOPs; against full attention they have {wide} and {narrow}, against all keys for "
+            f"all tokens of the same two layers {of_upper} and {narrow_of_upper}. The verdict is by the test split."
         ],
         table,
     )
