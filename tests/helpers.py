@@ -26,6 +26,16 @@ def tiny_config(recipe: str = "spectral", **fields: Any) -> ChiarConfig:
     return ChiarConfig.from_recipe(recipe, **(small | fields))
 
 
+def assert_same_with_gradients(out: torch.Tensor, expected: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Two ways to compute the same from `inputs`, in float64."""
+    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
+    weights = torch.randn_like(out)
+    gradients = torch.autograd.grad((out * weights).sum(), inputs)
+    wanted = torch.autograd.grad((expected * weights).sum(), inputs, allow_unused=True, materialize_grads=True)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, atol=1e-10, rtol=0)
+
+
 def routes(recipe: str) -> bool:
     """Whether any layer has a choice."""
     return any(len(operators) > 1 for operators in tiny_config(recipe).layer_operators)

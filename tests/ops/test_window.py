@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import assert_same_with_gradients
 
 from chiaroscuro.flops import executed_flops
 from chiaroscuro.ops import window_attention
@@ -38,12 +39,7 @@ def test_outputs_and_gradients_by_definition(B, N, T, past, window, padded, seed
     if valid is not None:
         valid[0, -1] = True  # a definition that sees nothing at all has no gradient
     out, expected = window_attention(q, k, v, window, valid), expected_attention(q, k, v, window, valid)
-    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
-    weights = torch.randn_like(out)
-    gradients = torch.autograd.grad((out * weights).sum(), (q, k, v))
-    wanted = torch.autograd.grad((expected * weights).sum(), (q, k, v))
-    for gradient, want in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(gradient, want, atol=1e-10, rtol=0)
+    assert_same_with_gradients(out, expected, (q, k, v))
 
 
 @pytest.mark.parametrize("T", [64, 128])

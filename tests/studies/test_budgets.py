@@ -26,12 +26,11 @@ from chiaroscuro.studies.figures import COLOURS, LINES, _budgets
 RUNS = [run for study in (HALF, DEEPER, BUDGETS, RECALL) for run in {run.arm: run for run in study.search()}.values()]
 
 
-def spent(arm: str, length: int = 256, whole_layers: float = 0.5) -> float:
-    """The part of full attention's FLOPs for attention, by the name of an arm. whole_layers: that of windows as long as
-    the sequences."""
+def spent(arm: str, length: int = 256) -> float:
+    """The part of full attention's FLOPs for attention, by the name of an arm; half of the layers have windows."""
     if said := re.search(r"^sliding window of ([0-9]+)$", arm):
         window = int(said[1])
-        return whole_layers * (window * length - window * (window - 1) / 2) / (length * (length + 1) / 2)
+        return 0.5 * (window * length - window * (window - 1) / 2) / (length * (length + 1) / 2)
     if said := re.search(r"([0-9.]+) %$", arm):
         return float(said[1]) / 100
     if arm == DEEP_TWIN:

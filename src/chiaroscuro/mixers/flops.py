@@ -70,7 +70,8 @@ class Work:
         of_past, of_new = (share * past, share * length) if routed_keys and window is None else (past, length)
         keys, seen = batch_size * of_new, of_past + (of_new + 1) / 2
         if window is not None:
-            seen = sum(min(window, past + place + 1) for place in range(length)) / length
+            growing = min(length, max(0, window - past))  # tokens whose windows are not full yet, or just so
+            seen = (growing * (past + (growing + 1) / 2) + (length - growing) * window) / length
         return cls(tokens, chosen, keys, chosen * seen, 1 if past else length, spectrum)
 
     @classmethod

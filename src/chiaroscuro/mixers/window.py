@@ -1,4 +1,4 @@
-"""Attention to the last few tokens, whichever are routed there.
+"""Attention to the last few tokens (sliding-window attention).
 
 Shapes: B batch, T tokens, D model channels, M chosen tokens.
 """

@@ -120,7 +120,8 @@ class ChiarModel(ChiarPreTrainedModel):
     ) -> ChiarModelOutput:
         """input_ids (B, T) or inputs_embeds (B, T, D); attention_mask (B, past + T), zero at padding.
 
-        output_attentions: the weights of each layer that has attention, (B, N, T, K), zero for tokens routed elsewhere.
+        output_attentions: the weights of each operator that attends, layer by layer, (B, N, T, K), zero for tokens
+            routed elsewhere.
 
         Raises ValueError for token ids outside the vocabulary, a sequence longer than `max_position_embeddings`, a
         mask of the wrong shape, texts packed into one row, a cache that was not made for this model, holds another

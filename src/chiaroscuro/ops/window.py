@@ -20,8 +20,8 @@ def window_attention(
 ) -> Tensor:
     """Scaled dot-product attention in which each query sees the valid ones of the last `window` keys, up to its own.
 
-    The queries belong to the last T of the K keys. A query that sees no valid key returns zeros. Of the pairs that are
-    computed half are seen, up to one per query; nothing else is. (Sliding windows as of I. Beltagy and others,
+    The queries belong to the last T of the K keys. A query that sees no valid key returns zeros. With each
+    query 2 * window - 1 keys are computed, of which it sees `window`. (Sliding windows as of I. Beltagy and others,
     "Longformer", arXiv 2004.05150.) Returns (B, N, T, H). Raises ValueError for shapes that do not fit and for NaN or
     infinity on the CPU.
     """
