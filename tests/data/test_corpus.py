@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 
 from chiaroscuro.data import SPLITS, load_corpus, load_other_text
+
+_LIBRARY = Path(sysconfig.get_path("stdlib"))
 
 
 def test_shakespeare_holds_out_whole_plays_without_markup():
@@ -15,6 +19,37 @@ def test_shakespeare_holds_out_whole_plays_without_markup():
     assert len(set(every)) == 38
     assert all("*" not in text and "\n#" not in text for text in every)
     assert any("To be, or not to be" in text for text in every)
+
+
+def test_python_is_the_standard_library_with_whole_modules_held_out():
+    splits = load_corpus("python").splits
+    modules = {split: {_module(file) for file in files.paths} for split, files in splits.items()}
+    assert sum(map(len, modules.values())) == len(set().union(*modules.values())) > 100
+    assert set(modules) == set(SPLITS)
+    assert min(map(len, modules.values())) > 5
+    every = {file.relative_to(_LIBRARY).as_posix() for files in splits.values() for file in files.paths}
+    assert {"argparse.py", "asyncio/events.py"} <= every
+    assert not any("test" in name.split("/") or "site-packages" in name or "sysconfigdata" in name for name in every)
+    assert all(text.strip() for files in splits.values() for text in files)
+
+
+def _module(file):
+    return file.relative_to(_LIBRARY).parts[0].removesuffix(".py")
+
+
+def test_what_of_a_standard_library_is_left_out_and_one_that_holds_no_files(tmp_path, monkeypatch):
+    """A library as others build it, with what belongs to this machine or to other people in it."""
+    kept = [f"{name}.py" for name in "abcdef"] + ["package/__init__.py", "package/part.py"]
+    left = ["test/test_a.py", "package/tests/test_part.py", "site-packages/other.py", "_sysconfigdata__linux.py"]
+    for name in [*kept, *left, "package/empty.py"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("" if name.endswith("empty.py") else f"# {name}\n")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: {"stdlib": str(tmp_path)}[name])
+    splits = load_corpus("python").splits
+    assert sorted(text for texts in splits.values() for text in texts) == sorted(f"# {name}\n" for name in kept)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "python311.zip"))
+    with pytest.raises(ValueError, match="no Python files in .*python311.zip: data 'python' needs a Python whose"):
+        load_corpus("python")
 
 
 def test_a_folder_is_split_by_file(tmp_path):
@@ -141,7 +176,7 @@ def test_another_text_is_a_file_whole_or_the_splits_of_a_folder(tmp_path):
 
 
 def test_missing_data_and_empty_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="shakespeare, imdb, wikitext-2, wikitext-103"):
+    with pytest.raises(ValueError, match="shakespeare, python, imdb, wikitext-2, wikitext-103"):
         load_corpus(str(tmp_path / "absent.txt"))
     with pytest.raises(ValueError, match="no text files"):
         load_corpus(str(tmp_path))

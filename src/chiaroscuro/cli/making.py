@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 Data = Annotated[
     str,
     typer.Option(
-        help="a text file, a folder of them, or shakespeare, imdb, wikitext-2, wikitext-103, wikitext-validation"
+        help="a text file, a folder of them, or shakespeare, python, imdb, wikitext-2, wikitext-103, "
+        "wikitext-validation"
     ),
 ]
 TaskData = Annotated[
     str | None,
     typer.Option(
-        help="lm: a text file, a folder of them, shakespeare, imdb, wikitext-2, wikitext-103 or wikitext-validation "
-        "(default: shakespeare). "
+        help="lm: a text file, a folder of them, shakespeare, python (the sources of its standard library), imdb, "
+        "wikitext-2, wikitext-103 or wikitext-validation (default: shakespeare). "
         "imdb: a folder with train.jsonl and test.jsonl (default: from the hub). The other tasks are generated"
     ),
 ]

@@ -1,8 +1,9 @@
 """Text to train and test on, split by document.
 
-A corpus is named ("shakespeare", "imdb", "wikitext-2", "wikitext-103", and "wikitext-validation", the validation text
-of the last two by itself) or given as a path to a text file or to a folder of text files. "articles:" before a corpus
-in WikiText's format makes running text of it (`chiaroscuro.data.articles`).
+A corpus is named ("shakespeare", "python", the source code of Python's standard library, "imdb", "wikitext-2",
+"wikitext-103", and "wikitext-validation", the validation text of the last two by itself) or given as a path to a text
+file or to a folder of text files. "articles:" before a corpus in WikiText's format makes running text of it
+(`chiaroscuro.data.articles`).
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 from chiaroscuro.data.hub import from_hub
 from chiaroscuro.data.imdb import imdb_texts
+from chiaroscuro.data.standard_library import modules
 from chiaroscuro.data.wikitext import articles
 
 SPLITS = ("train", "validation", "test")
@@ -63,6 +65,10 @@ def load_corpus(source: str) -> Corpus:
         return _in_articles(source, load_corpus)
     if source == "shakespeare":
         return Corpus(source, _split_names(_shakespeare()))
+    if source == "python":
+        # By module, since files of a package are alike.
+        by_module = _split_names(modules()).items()
+        return Corpus(source, {split: Files([*chain.from_iterable(chosen)]) for split, chosen in by_module})
     path = Path(source)
     if source in ("wikitext-2", "wikitext-103"):
         return Corpus(source, _wikitext(source))
@@ -76,7 +82,7 @@ def load_corpus(source: str) -> Corpus:
         return Corpus(source, _split_text(read_text(path), path))
     raise ValueError(
         f"no data at {source!r}: give a text file, a folder of text files, or one of "
-        "shakespeare, imdb, wikitext-2, wikitext-103, wikitext-validation"
+        "shakespeare, python, imdb, wikitext-2, wikitext-103, wikitext-validation"
     )
 
 
