@@ -13,7 +13,7 @@ from torch import Tensor
 from chiaroscuro import RECIPES, ChiarConfig, ChiarForCausalLM
 
 SMALL_RECIPES = [name for name in RECIPES if name != "v2_400m"]
-ROUTERS = ["threshold", "soft", "hard", "learned", "benefit", "random", "interleaved"]
+ROUTERS = ["threshold", "soft", "hard", "learned", "benefit", "recurrence", "random", "interleaved"]
 HARD_ROUTERS = [name for name in ROUTERS if name != "soft"]
 VOCAB, D = 61, 16
 

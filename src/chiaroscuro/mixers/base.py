@@ -22,7 +22,8 @@ class Context:
     it.
 
     positions_BT: of the tokens in their sequences, (B or 1, T). None: 0, 1, 2 ... ids_BT: the tokens' ids, if they
-        have any.
+        have any. recency_BT: how near behind each token its id last occurred (`chiaroscuro.routing.recency`), where a
+        router wants to know.
     valid_BT: False at padding, which must not reach other tokens.
     rotary: cosines and sines of the tokens' positions, each (B or 1, T, H); None: no rotary position embedding.
     attention_mask: a mask of queries against all keys, in the form the chosen attention implementation takes.
@@ -37,6 +38,7 @@ class Context:
 
     positions_BT: Tensor | None = None
     ids_BT: Tensor | None = None
+    recency_BT: Tensor | None = None
     valid_BT: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     attention_mask: Tensor | None = None
@@ -117,7 +119,7 @@ class Mixer(nn.Module, ABC):
 
 M = TypeVar("M", bound=type[Mixer])
 _MIXERS: Registry[Mixer] = Registry("operator")
-_RESERVED = ("short_convolution", "meta_router")  # whose states lie beside those of a layer's operators
+_RESERVED = ("short_convolution", "meta_router", "recency")  # whose states lie beside those of a layer's operators
 
 
 def register_mixer(name: str) -> Callable[[M], M]:

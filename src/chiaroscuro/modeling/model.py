@@ -26,7 +26,7 @@ from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.layer import ChiarLayer, RoutingTrace
 from chiaroscuro.modeling.packed import refuse_named, refuse_restarts
 from chiaroscuro.ops import rotary_tables
-from chiaroscuro.routing import MetaRouter, Router
+from chiaroscuro.routing import MetaRouter, Router, recency
 
 
 @dataclass
@@ -143,10 +143,12 @@ class ChiarModel(ChiarPreTrainedModel):
         self._check_positions(position_ids)
 
         hidden_BTD = self._place(inputs_embeds, positions_BT)
+        valid_BT = None if attention_mask is None else attention_mask[:, past:]
         context = Context(
             positions_BT=positions_BT,
             ids_BT=input_ids,
-            valid_BT=None if attention_mask is None else attention_mask[:, past:],
+            recency_BT=self._recency(input_ids, valid_BT, hidden_BTD, cached),
+            valid_BT=valid_BT,
             rotary=self._rotary(positions_BT, hidden_BTD.dtype),
             attention_mask=cast(
                 Tensor | None, create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
@@ -158,7 +160,7 @@ class ChiarModel(ChiarPreTrainedModel):
         meta_gate = None
         if self.meta_router is not None:
             state = cached[0].states["meta_router"] if cached else None
-            meta_gate = self.meta_router(hidden_BTD, context.valid_BT, state)
+            meta_gate = self.meta_router(hidden_BTD, valid_BT, state)
         traces: list[RoutingTrace] = []
         for layer in self.layers:
             gate = meta_gate if layer.index == 0 else None
@@ -253,6 +255,18 @@ class ChiarModel(ChiarPreTrainedModel):
         if self.embedding_norm is not None:
             hidden_BTD = self.embedding_norm(hidden_BTD)
         return cast(Tensor, self.dropout(hidden_BTD))
+
+    def _recency(
+        self, ids_BT: Tensor | None, valid_BT: Tensor | None, hidden_BTD: Tensor, cached: list[RoutedCacheLayer]
+    ) -> Tensor | None:
+        """When the tokens last occurred, if a router goes by it. Embeddings without ids are all new."""
+        routers = (layer.mixer.router for layer in cast(list[ChiarLayer], self.layers))
+        if not any(router is not None and router.reads_recency for router in routers):
+            return None
+        if ids_BT is None:
+            ids_BT = hidden_BTD.new_zeros(hidden_BTD.shape[:2], dtype=torch.long)
+            valid_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        return recency(ids_BT, valid_BT, cached[0].states["recency"] if cached else None)
 
     def _rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         if self.config.position_embedding != "rotary":

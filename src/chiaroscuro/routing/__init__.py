@@ -8,6 +8,7 @@ from chiaroscuro.routing.dispatch import Dispatch, RoutedMixer, Routing, dispatc
 from chiaroscuro.routing.force import at_share, forced
 from chiaroscuro.routing.learned_routers import BenefitRouter, HardRouter, LearnedRouter, SoftRouter
 from chiaroscuro.routing.meta import MetaRouter
+from chiaroscuro.routing.recurrence import RecurrenceRouter, recency
 from chiaroscuro.routing.router import (
     BudgetRouter,
     Router,
@@ -31,6 +32,7 @@ __all__ = [
     "MetaRouter",
     "RandomExploredRouter",
     "RandomRouter",
+    "RecurrenceRouter",
     "RoutedMixer",
     "Router",
     "Routing",
@@ -44,6 +46,7 @@ __all__ = [
     "follow",
     "forced",
     "noise_thresholds",
+    "recency",
     "register_router",
     "router_class",
     "router_names",

@@ -24,6 +24,7 @@ class Router(nn.Module, ABC):
     hard: each token goes to one operator, so the others need not be run for it.
     learned: the gates carry gradient. explores: in training some tokens go to several operators.
     reads_entropy: it is given the entropy of the tokens, which costs a transform of all of them.
+    reads_recency: it wants to know when tokens last occurred (`Context.recency_BT`).
     most_operators: how many it can choose between, None where there is no bound.
     """
 
@@ -31,6 +32,7 @@ class Router(nn.Module, ABC):
     learned: ClassVar[bool] = False
     explores: ClassVar[bool] = False
     reads_entropy: ClassVar[bool] = False
+    reads_recency: ClassVar[bool] = False
     most_operators: ClassVar[int | None] = None
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0):

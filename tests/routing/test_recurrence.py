@@ -1,0 +1,95 @@
+"""Recency: by its definition, in pieces and in a model; and the router that goes by it."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.helpers import ids, tiny_model
+
+from chiaroscuro.mixers import Context
+from chiaroscuro.routing import calibrate, recency, router_class
+
+
+def by_definition(ids_BT, known_BT):
+    found = torch.zeros(ids_BT.shape)
+    for row, known, out in zip(ids_BT.tolist(), known_BT.tolist(), found, strict=True):
+        for t in range(len(row)):
+            before = [s for s in range(t) if row[s] == row[t] and known[s] and known[t]]
+            out[t] = 1 / (t - before[-1]) if before else 0.0
+    return found
+
+
+@st.composite
+def rows(draw):
+    """Ids and which are known, with few ids, so that they recur."""
+    B, T = draw(st.integers(1, 3)), draw(st.integers(1, 12))
+    drawn = [draw(st.lists(st.integers(0, most), min_size=B * T, max_size=B * T)) for most in (3, 2)]
+    tokens, known = torch.tensor(drawn).view(2, B, T)
+    return tokens, known > 0
+
+
+@settings(deadline=None)
+@given(rows(), st.data())
+def test_recency_is_one_by_the_tokens_since_the_last_of_the_same_id_whole_or_in_pieces(drawn, data):
+    tokens, known = drawn
+    expected = by_definition(tokens, known)
+    assert torch.equal(recency(tokens, known), expected)
+    assert torch.equal(recency(tokens.int()), by_definition(tokens, torch.ones_like(known)))
+    T, state = tokens.shape[1], {}
+    cuts = [0, *sorted(data.draw(st.sets(st.integers(1, T)))), T]
+    pieces = [slice(*ends) for ends in itertools.pairwise(cuts) if ends[0] < ends[1]]
+    assert torch.equal(torch.cat([recency(tokens[:, each], known[:, each], state) for each in pieces], 1), expected)
+
+
+def test_every_token_that_recurs_attends_and_with_a_share_those_that_occurred_last():
+    router, every, tokens = *(router_class("recurrence")(8, 2, share=share) for share in (0.25, None)), ids(16, 200)
+    context = Context(recency_BT=recency(tokens))
+    recur = (context.recency_BT > 0).float()
+    for _ in range(2):
+        assert torch.equal(every(torch.zeros(16, 200, 8), None, context)[..., 1], recur)
+        assert every.part(context.recency_BT.flatten()) == (0.0, 0.0)
+    assert torch.equal(router(torch.zeros(16, 200, 8), None, context)[..., 1], recur)  # not calibrated
+    low, _ = router.part(context.recency_BT.flatten())
+    chosen = router(torch.zeros(16, 200, 8), None, context)[..., 1]
+    assert float(chosen.mean()) == pytest.approx(0.25, abs=0.01)
+    assert float(context.recency_BT[chosen > 0].min()) > low > float(context.recency_BT[chosen == 0].max())
+    with pytest.raises(ValueError, match="goes by when tokens last occurred"):
+        router(torch.zeros(16, 200, 8), None, Context())
+
+
+def test_a_share_above_that_of_the_tokens_that_recur_gives_new_ones_nothing_or_all_of_them():
+    """Whichever is nearer, as tokens of equal score are not parted."""
+    router = router_class("recurrence")(8, 2, share=0.9)
+    for recurring, expected in ((85, 85), (95, 90), (40, 100)):
+        score = torch.zeros(100)
+        score[:recurring] = torch.rand(recurring) + 0.1
+        router.part(score)
+        assert int(router(torch.zeros(1, 100, 8), None, Context(recency_BT=score[None]))[..., 1].sum()) == expected
+
+
+def test_a_model_knows_when_tokens_last_occurred_past_padding_and_cache_and_without_ids():
+    model = tiny_model("chiar", router="recurrence")
+    tokens, mask = ids(2, 30), torch.ones(2, 30, dtype=torch.bool)
+    mask[1, :7] = False
+    calibrate(model, tokens)
+    expected = by_definition(tokens, mask)
+
+    def attending(given):
+        thresholds = [float(layer.mixer.router.thresholds.mean()) for layer in model.model.layers if layer.mixer.router]
+        return [(given > threshold).long() for threshold in thresholds]
+
+    def chosen(**given):
+        return [trace.choice for trace in model(**given, output_routing=True).routing]
+
+    for found, wanted in zip(chosen(input_ids=tokens, attention_mask=mask), attending(expected), strict=True):
+        assert torch.equal(found[mask], wanted[mask])
+        assert 0 < int(wanted[mask].sum()) < int(mask.sum())
+    cache = model(tokens[:, :20], attention_mask=mask[:, :20], use_cache=True).past_key_values
+    cache.reorder_cache(torch.tensor([1, 0]))
+    later = chosen(input_ids=tokens[[1, 0], 20:], attention_mask=mask[[1, 0]], past_key_values=cache)
+    for found, wanted in zip(later, attending(expected), strict=True):
+        assert torch.equal(found, wanted[[1, 0], 20:])
+    embeds = model.get_input_embeddings()(tokens)
+    assert all(int(choice.sum()) == 0 for choice in chosen(inputs_embeds=embeds))
