@@ -26,6 +26,7 @@ def write(tmp_path):
             right = (accuracy or {}).get(run.arm, 0.8)
             right = right[study.seeds.index(run.seed)] if isinstance(right, list) else right - noise * run.seed
             right = None if study.plan.task == "lm" else right
+            tuned = run.learning_rate == best[run.arm]
             routed = (routing or {}).get(run.arm, even[run.arm])
             result = {
                 "loss": value,
@@ -38,7 +39,7 @@ def write(tmp_path):
                 "train_seconds": 100.0,
                 "parameters": 1000,
                 "routing": routed,
-                "validation": {"loss": value + (run.learning_rate != best[run.arm])},
+                "validation": {"loss": value + (not tuned), "accuracy": right and right * tuned},
                 "test_on": {
                     text: {
                         "loss": value + 1,

@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from chiaroscuro.studies import STUDIES, report
 from chiaroscuro.studies.findings import FAILS, HOLDS, OPEN, WEAKER
 
@@ -120,19 +118,38 @@ def test_half_of_the_attention_is_as_good_where_all_four_intervals_lie_within_tw
     assert told in page  # losses of 4.000, 4.003 ... 4.012
 
 
-@pytest.mark.parametrize(
-    ("name", "title"),
-    [
-        ("half", "Ours: full attention's quality, within two per cent, at a quarter of its attention"),
-        ("deeper", "Ours: a quarter of the attention, in twice the layers and over windows twice as long"),
-    ],
-)
-def test_a_quarter_is_as_good_where_it_is_so_on_both_texts(name, title, write, tmp_path):
-    study = STUDIES[name]
+def test_a_quarter_is_as_good_where_it_is_so_on_both_texts(write, tmp_path):
+    title, study = "Ours: full attention's quality, within two per cent, at a quarter of its attention", STUDIES["half"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
     for loss, expected in ((3.9, HOLDS), (4.01, HOLDS), (4.015, OPEN), (4.03, FAILS)):
         write(study, {"benefit, 25 %": loss}, noise=0.003)
         assert verdict(report(*place), title) == expected
+
+
+def test_tokens_that_recur_are_as_good_in_twice_the_layers(write, tmp_path):
+    title = "Ours: tokens that recur, in twice the layers and over windows twice as long"
+    place = ([STUDIES["deeper"]], tmp_path / "results", tmp_path / "results.md")
+    for loss, expected in ((3.9, HOLDS), (4.01, HOLDS), (4.015, OPEN), (4.03, FAILS)):
+        write(STUDIES["deeper"], {"every token that recurs": loss}, noise=0.003)
+        page = report(*place)
+        assert verdict(page, title) == expected
+    assert "divided by full attention's: 1.030 (test). Of all tokens attend in those two layers 50.0 % (test)." in page
+
+
+def test_tokens_that_recur_are_as_good_on_source_code_and_on_reviews_each_by_itself(write, tmp_path):
+    title, studies = "Ours: attention for the tokens of one layer of six that recur", ("budgets", "reviews")
+    place = ([STUDIES[name] for name in studies], tmp_path / "results", tmp_path / "results.md")
+    for losses, (code, reviews) in (
+        ((4.0, 4.0), (HOLDS, HOLDS)),
+        ((4.03, 4.0), (FAILS, HOLDS)),
+        ((3.9, 4.02), (HOLDS, OPEN)),
+    ):
+        for name, loss in zip(studies, losses, strict=True):
+            write(STUDIES[name], {"every token that recurs": loss, "no attention": 4.3}, noise=0.003)
+        page = report(*place)
+        assert verdict(page, title) == f"source code: {code}; reviews: {reviews}"
+    assert "full attention's: 0.905 (test) on source code, 1.020 (test), 1.020 (wikitext) on reviews." in page
+    assert "Without any attention: +35.0 % [" in page
 
 
 def test_what_attends_of_a_text_is_told_beside_what_is_asked_for(write, tmp_path):
@@ -146,47 +163,47 @@ def test_a_convolution_is_held_against_none_in_both_models(write, tmp_path):
     title, study = "Ours: a short convolution in every layer", STUDIES["budgets"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
     for losses, expected in (((3.9, 4.1), (HOLDS, FAILS)), ((4.1, 3.9), (FAILS, HOLDS)), ((4.0, 4.0), (OPEN, OPEN))):
-        write(study, dict(zip(("benefit, 25 %", "full attention"), losses, strict=True)))
-        expected = f"{expected[0]} at a quarter of the attention; {expected[1]} with full attention"
-        assert verdict(report(*place), title) == expected
+        write(study, dict(zip(("every token that recurs", "full attention"), losses, strict=True)))
+        assert verdict(report(*place), title) == f"{expected[0]} for `chiar`; {expected[1]} with full attention"
 
 
-def test_a_router_is_held_against_random_tokens_over_three_budgets(write, tmp_path):
-    title, study = "Ours: a router that is fitted to what attention gains", STUDIES["budgets"]
+def test_tokens_that_recur_are_held_against_random_ones_over_three_budgets(write, tmp_path):
+    title, study = "Ours: tokens that recur against random ones", STUDIES["budgets"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
-    for loss, expected in ((4.0, OPEN), (3.9, HOLDS), (4.1, FAILS)):
-        write(study, {"benefit, 25 %": loss, "benefit, 37.5 %": loss})
+    budgets = ("37.5 %", "25 %", "12.5 %")
+    for losses, expected in (((4.0, 4.0, 4.0), OPEN), ((3.9, 3.9, 4.0), HOLDS), ((4.1, 4.1, 4.0), FAILS)):
+        write(study, {f"recurrence, {each}": loss for each, loss in zip(budgets, losses, strict=True)})
         assert verdict(report(*place), title) == expected
-    better = {"benefit, 25 %": 3.9, "benefit, 37.5 %": 3.9}
-    write(study, better | {"random, explored, 25 %": 3.9})
-    assert verdict(report(*place), title) == f"{HOLDS}; {OPEN} where random tokens are explored too"
-    write(study, better | {"random, explored, 12.5 %": 3.8})
-    assert verdict(report(*place), title) == f"{HOLDS}; {FAILS} where random tokens are explored too"
-    write(study, better | {"hash of the token, 25 %": 3.8})
-    assert verdict(report(*place), title) == f"{HOLDS}; {FAILS} against a hash of the token"
-    write(study, better | {"interleaved, 12.5 %": 3.8})
-    assert verdict(report(*place), title) == f"{HOLDS}; {OPEN} against tokens at even distances"
+    alike = {f"{router}, {each}": 3.9 for each in budgets for router in ("recurrence", "benefit")}
+    write(study, alike | {"hash of the token, 12.5 %": 4.0, "random, explored, 12.5 %": 4.1})
+    page = report(*place)
+    assert "of attention: recurrence -9.5 % [" in page
+    assert "; benefit -9.5 % [" in page
+    assert "`recurrence` against `benefit`: +0.0 % [" in page
+    assert "at 12.5 % against a hash of which token it is: -9.5 % [" in page
+    assert "random tokens of a model that does so too differ from others by +10.5 % [" in page
 
 
 def test_chosen_tokens_are_held_against_whole_layers_at_two_budgets(write, tmp_path):
     title, study = "Ours: chosen tokens of more layers, or all tokens of fewer", STUDIES["budgets"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
     for losses, expected in (((4.0, 4.0), OPEN), ((3.9, 4.0), HOLDS), ((4.0, 4.1), FAILS), ((3.9, 4.1), OPEN)):
-        write(study, dict(zip(("benefit, 75 %", "benefit, 25 %"), losses, strict=True)) | {"no attention": 4.3})
-        page = report(*place)
-        assert verdict(page, title) == expected
-    assert "Without any attention, in as large a model, perplexity differs by +35.0 % [" in page
+        write(study, dict(zip(("recurrence, 75 %", "recurrence, 25 %"), losses, strict=True)))
+        assert verdict(report(*place), title) == expected
 
 
-def test_all_keys_for_chosen_tokens_are_held_against_near_keys_for_all_at_two_budgets(write, tmp_path):
+def test_all_keys_for_chosen_tokens_are_held_against_near_keys_for_all(write, tmp_path):
     title, study = "Ours: all keys for chosen tokens, or near keys for all tokens", STUDIES["budgets"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
-    for losses, expected in (((4.0, 4.0), OPEN), ((3.9, 4.0), HOLDS), ((4.0, 4.1), FAILS), ((3.9, 4.1), OPEN)):
-        write(study, dict(zip(("benefit, 25 %", "benefit, 12.5 %"), losses, strict=True)))
+    for loss, expected in ((4.0, OPEN), (3.9, HOLDS), (4.1, FAILS)):
+        write(study, {"recurrence, 12.5 %": loss})
         assert verdict(report(*place), title) == expected
-    write(study, {"sliding window of 64": 4.05}, attention={"sliding window of 64": 0.22, "sliding window of 32": 0.12})
-    said = "take 22.0 and 12.0 % of full attention's FLOPs; against full attention they have +5.1 % ["
-    assert said in report(*place)
+    write(study, {"sliding window, 12.5 %": 4.05}, attention={"sliding window, 12.5 %": 0.12})
+    page = report(*place)
+    assert (
+        "takes 12.0 % of full attention's FLOPs; against all keys for all tokens of the layer it has +5.1 % [" in page
+    )
+    assert ", against full attention +5.1 % [" in page
 
 
 def test_the_dct_is_held_against_nothing_in_its_place(write, tmp_path):
@@ -199,7 +216,7 @@ def test_the_dct_is_held_against_nothing_in_its_place(write, tmp_path):
         (3.99, 0.0, WEAKER),
         (4.1, 0.02, FAILS),
     ):
-        write(study, {"with the DCT, benefit, 25 %": loss}, noise=noise)
+        write(study, {"with the DCT, recurrence, 12.5 %": loss}, noise=noise)
         assert verdict(report(*place), title) == expected
 
 
@@ -211,40 +228,34 @@ def test_routed_keys_are_held_against_all_keys_at_the_same_tokens_on_both_texts(
         assert verdict(report(*place), title) == expected
 
 
-def test_recall_holds_where_every_arm_at_half_of_the_attention_is_within_two_points(write, tmp_path):
-    title, study = "Ours: recall at half of its attention", STUDIES["recall"]
+def test_recall_holds_where_each_arm_is_within_two_points_with_every_seed(write, tmp_path):
+    title, study = "Ours: recall with less of the attention", STUDIES["recall"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
-    good = {"full attention": 0.99, "whole layers, 50 %": 0.98, "every other layer": 0.99, "benefit, 25 %": 0.99}
+    good = {"full attention": 0.99, "whole layers, 50 %": 0.98, "whole layers, 25 %": 0.99}
+    good |= {"every token that recurs": 0.99}
+    said = "half of the layers: {}; one of six: {}; its tokens that recur: {}"
     write(study, accuracy=good, noise=0.002)
     page = report(*place)
-    assert verdict(page, title) == HOLDS
-    assert "seeds of 3: whole layers, 50 % (3), every other layer (3), benefit, 25 % (3). The" in page
-    assert "`chiar`, a quarter of the attention, by seed: 99.0, 98.8, 98.6 %" in page
-    for by_seed, expected in (([0.99, 0.96, 0.99], OPEN), ([0.96, 0.99, 0.3], FAILS), ([0.96] * 3, FAILS)):
-        write(study, accuracy=good | {"whole layers, 50 %": by_seed}, noise=0.002)
-        assert verdict(report(*place), title) == expected
+    assert verdict(page, title) == said.format(HOLDS, HOLDS, HOLDS)
+    assert "seeds of 6: whole layers, 50 % (6), whole layers, 25 % (6), every token that recurs (6). The" in page
+    assert "`chiar`, by seed: 99.0, 98.8, 98.6, 98.4, 98.2, 98.0 %" in page
+    for missing, expected in ((1, OPEN), (2, OPEN), (3, FAILS), (6, FAILS)):
+        by_seed = [0.3] * missing + [0.99] * (6 - missing)
+        write(study, accuracy=good | {"whole layers, 25 %": by_seed}, noise=0.002)
+        assert verdict(report(*place), title) == said.format(HOLDS, expected, HOLDS)
     write(study, accuracy=dict.fromkeys(good, 0.25), noise=0.002)  # where the twin cannot do it either
-    assert verdict(report(*place), title) == OPEN
+    assert verdict(report(*place), title) == said.format(OPEN, OPEN, OPEN)
 
 
-def test_a_dense_start_is_judged_by_recall_and_by_text(write, tmp_path):
-    title, recall, text = "Ours: a dense start", STUDIES["recall"], STUDIES["budgets"]
-    place = ([recall, text], tmp_path / "results", tmp_path / "results.md")
-    started, without = "dense start, benefit, 25 %", "benefit, 25 %"
-    write(text)
-    write(recall, accuracy={"full attention": 0.99, started: 0.98, without: 0.6}, noise=0.002)
-    page = report(*place)
-    assert verdict(page, title) == f"{HOLDS} in recall; {OPEN} on text"
-    assert "by seed: 98.0, 97.8, 97.6 %; without a dense start 60.0, 59.8, 59.6 %, a difference of +38.0 points" in page
-    for loss, expected in ((3.9, HOLDS), (4.1, FAILS)):
-        write(text, {f"dense start, benefit, {budget} %": loss for budget in ("25", "12.5")})
-        assert verdict(report(*place), title) == f"{HOLDS} in recall; {expected} on text"
-    write(text, {"dense start, benefit, 12.5 %": 3.8, started: 4.1})  # as claimed, on average
-    assert verdict(report(*place), title) == f"{HOLDS} in recall; {HOLDS} on text"
-    write(recall, accuracy={"full attention": 0.99, started: 0.9}, noise=0.002)
-    assert verdict(report(*place), title) == f"{FAILS} in recall; {HOLDS} on text"
-    write(recall, accuracy={"full attention": 0.5, started: 0.5}, noise=0.002)
-    assert verdict(report(*place), title) == f"{OPEN} in recall; {HOLDS} on text"
+def test_a_dense_start_is_held_against_none(write, tmp_path):
+    title, study = "Ours: a dense start", STUDIES["recall"]
+    place = ([study], tmp_path / "results", tmp_path / "results.md")
+    without = "benefit, 12.5 %"
+    for started, expected in ((0.98, HOLDS), (0.6, OPEN), (0.3, FAILS)):
+        write(study, accuracy={f"dense start, {without}": started, without: 0.6}, noise=0.002)
+        page = report(*place)
+        assert verdict(page, title) == expected
+    assert "By seed: 30.0, 29.8, 29.6, 29.4, 29.2, 29.0 %; without a dense start 60.0, 59.8" in page
 
 
 def test_mixed_training_costs_little_where_the_interval_ends_below_five_per_cent(write, tmp_path):

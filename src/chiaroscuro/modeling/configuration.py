@@ -70,9 +70,10 @@ class ChiarConfig(PreTrainedConfig):
 
     recipe: the recipe that the fields started from.
     layer_operators: per layer the operators a token may go to, the cheapest first; by default the plan of the recipe.
-    router: "benefit", "threshold", "soft", "hard", "learned", or the controls "random", "random_explored",
-        "hash" and "interleaved" (`chiaroscuro.routing`).
-    routed_share: of the tokens of a layer with two operators, how many go to the second; None: half of them.
+    router: "recurrence", "benefit", "threshold", "soft", "hard", "learned", or the controls "random",
+        "random_explored", "hash" and "interleaved" (`chiaroscuro.routing`).
+    routed_share: of the tokens of a layer with two operators, how many go to the second; None: half of them, by router
+        "recurrence" those that recur.
     tau_low, tau_high: thresholds of router "threshold" before calibration; None: where they would lie for white noise.
     attention_keys: "all": a token sees every earlier token; "routed": those that were routed to attention in the layer.
     dispatch: "sparse": operators run on their tokens only; "dense": on all, and gates blend; "auto": sparse where it
@@ -101,7 +102,7 @@ class ChiarConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     max_position_embeddings: int = 8192
     layer_operators: list[list[str]] | None = None
-    router: str = "benefit"
+    router: str = "recurrence"
     routed_share: float | None = None
     tau_low: float | None = None
     tau_high: float | None = None

@@ -16,10 +16,10 @@ def _all_attention(layers: int) -> list[list[str]]:
     return [["attention"]] * layers
 
 
-def _upper_two_fifths(layers: int) -> list[list[str]]:
-    """No operator in the lower three fifths of the layers, nothing|attention in the others."""
-    upper = max(1, 2 * layers // 5)
-    return [["none"]] * (layers - upper) + [["none", "attention"]] * upper
+def _one_of_six(layers: int) -> list[list[str]]:
+    """nothing|attention in the fourth layer of every six, or in the last of fewer than four; no operator in others."""
+    attending = {min(3, layers - 1), *range(3, layers, 6)}
+    return [["none", "attention"] if layer in attending else ["none"] for layer in range(layers)]
 
 
 def _v1_three_operator(layers: int) -> list[list[str]]:
@@ -80,9 +80,9 @@ _400M = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 28
 
 RECIPES: dict[str, Recipe] = {
     "chiar": Recipe(
-        "attention where it pays: none in the lower three fifths of the layers, for half of the tokens in the others, "
-        "by what they gain; pre-norm, rotary, short convolutions; five layers are as large as four of full attention",
-        _upper_two_fifths,
+        "attention where it pays: in one layer of six, for the tokens that recur; pre-norm, rotary, short "
+        "convolutions; six layers are about as large as four of full attention",
+        _one_of_six,
     ),
     "full_attention": Recipe("the same body with attention in every layer", _all_attention),
     "spectral": Recipe(

@@ -1,11 +1,11 @@
-"""What does each part of the attention buy, which tokens are to get it, and does half of it do? On text, and where
-each answer must be looked up.
+"""What does each part of the attention buy, which tokens are to get it, and how little does? On reviews, on source
+code, which needs more of it, and where each answer must be looked up.
 
 Layers are told by a letter each: (a)ttention, (n)othing, or (r)outed between the two; (d)CT, or (s)hared between that
 and attention; a sliding (w)indow, within which all tokens attend. A layer of nothing or of the DCT has no projections,
 and three of them have as many parameters as two that attend: so three of nothing and two more are as large as four of
 attention. In the other arms the width of the feed-forward networks makes up for it, so that all arms of a study are as
-large.
+large. Routed layers give attention to half of the tokens, where nothing else is said.
 """
 
 from collections.abc import Iterable
@@ -16,20 +16,26 @@ from chiaroscuro.studies.ablation import PLAN, SEEDS
 from chiaroscuro.studies.study import Arm, Study
 from chiaroscuro.training import TrainingPlan
 
-ROUTERS = {"benefit": "benefit", "entropy": "threshold", "random": "random", "interleaved": "interleaved"}
+ROUTERS = {
+    "recurrence": "recurrence",
+    "benefit": "benefit",
+    "entropy": "threshold",
+    "random": "random",
+    "interleaved": "interleaved",
+}
 LAYERS = "whole layers"  # fixed layers attend for all their tokens
 POST_NORM = "post-norm, "  # what the name of an arm with that body begins with
 UPPER = f"{LAYERS}, 50 %"  # the upper two of five, for half of the attention of four
-QUARTER = "benefit, 25 %"  # the recipe `chiar`
-RANDOM_QUARTER = "random, 25 %"
+QUARTER = "benefit, 25 %"
+ONE_LAYER = f"{LAYERS}, 25 %"  # the fourth of six
+RECURRING = "every token that recurs"  # the recipe `chiar`: in that layer
 NO_ATTENTION = "no attention"
 ROUTED_KEYS = "routed keys, benefit, 12.5 %"
 TWIN = "full attention"
 DEEP_TWIN = f"five layers, {TWIN}"
 EXPLORED = "random, explored"
-SLIDING = "sliding window"  # all tokens attend, to so many of the last
-NEAR, NEARER = f"{SLIDING} of 64", f"{SLIDING} of 32"  # with texts of 256 tokens 22 and 12 % of the attention
-HASHED = "hash of the token, 25 %"
+NEAR = "sliding window, 12.5 %"  # all tokens of that layer attend, to the last 75 of 256
+HASHED = "hash of the token, 12.5 %"
 NO_CONVOLUTION = "no convolution, "
 DENSE_START = "dense start, "  # all tokens attend at first
 _EVERY_CURVE = (*ROUTERS, LAYERS)
@@ -46,9 +52,15 @@ _SHORT_CONVOLUTION = {"short_convolution": 4}  # it is nothing that is routed, s
 
 
 def _arm(
-    name: str, layers: str, curves: tuple[str, ...] = (), router: str = "benefit", share: float = 0.5, **more: Any
+    name: str,
+    layers: str,
+    curves: tuple[str, ...] = (),
+    router: str = "benefit",
+    share: float | None = 0.5,
+    **more: Any,
 ) -> Arm:
-    """An arm whose routed layers give attention to `share` of the tokens. more: further fields of the configuration."""
+    """An arm whose routed layers give attention to `share` of the tokens, or to those that the router takes without
+    one. more: further fields of the configuration."""
     routed = {"router": router, "routed_share": share} if set(layers) & {"r", "s"} else {}
     operators = [_OPERATORS[letter] for letter in layers]
     fields = {"num_hidden_layers": len(layers), "layer_operators": operators} | routed | _SHORT_CONVOLUTION | more
@@ -69,24 +81,14 @@ def _as_large(arms: Iterable[Arm], layers: int, hidden_size: int) -> tuple[Arm, 
     return tuple(sized)
 
 
-def _routed(ending: str, layers: str, share: float, names: Iterable[str] = ROUTERS) -> list[Arm]:
+def _routed(ending: str, layers: str, names: Iterable[str] = ROUTERS) -> list[Arm]:
     """An arm for each router."""
-    return [_arm(f"{name}, {ending}", layers, (name,), ROUTERS[name], share) for name in names]
+    return [_arm(f"{name}, {ending}", layers, (name,), ROUTERS[name]) for name in names]
 
 
-def _dense_start(ending: str, share: float, steps: int) -> list[Arm]:
-    """Arms by what `chiar` picks and by the best control in `recall`, where all tokens attend at first, and fewer and
-    fewer over so many of 1500 steps."""
-    arms = _routed(ending, "nnnrr", share, ("benefit", "interleaved"))
-    return [
-        replace(
-            arm,
-            name=f"{DENSE_START}{arm.name}",
-            plan={"dense_steps": steps},
-            curves=tuple(f"{DENSE_START}{curve}" for curve in arm.curves),
-        )
-        for arm in arms
-    ]
+def _dense_start(arm: Arm, steps: int) -> Arm:
+    """The same where all tokens attend at first, and fewer and fewer over so many steps."""
+    return replace(arm, name=f"{DENSE_START}{arm.name}", plan={"dense_steps": steps}, curves=())
 
 
 def _post_norm(arm: Arm, learning_rates: tuple[float, ...] = ()) -> Arm:
@@ -107,9 +109,10 @@ def _without_convolution(arm: Arm) -> Arm:
 _TWIN = _arm(TWIN, "aaaa", _EVERY_CURVE)
 _DEEP_TWIN = _arm(DEEP_TWIN, "aaaaa")  # what does a layer more do by itself?
 _UPPER = _arm(UPPER, "nnnaa", _EVERY_CURVE)
-_LAST_LAYER = _arm(f"{LAYERS}, 25 %", "nnnnna", (LAYERS,))
+_ONE_LAYER = _arm(ONE_LAYER, "nnnann", (LAYERS,))
 _WITHOUT = _arm(NO_ATTENTION, "nnnnnn", _EVERY_CURVE)
 _BY_BENEFIT = _arm(QUARTER, "nnnrr")
+_RECURRING = _arm(RECURRING, "nnnrnn", router="recurrence", share=None)
 _BY_ROUTED_KEYS = _arm(ROUTED_KEYS, "nnnrr", attention_keys="routed")
 
 _WIKITEXT = {"wikitext": "articles:wikitext-2"}
@@ -147,51 +150,47 @@ HALF = Study(
 # Four layers are few, and what is left out may be what the others can make up for.
 DEEPER = Study(
     name="deeper",
-    question="Half of the attention, or a quarter, in twice the layers and over windows twice as long?",
-    plan=replace(_MIXED_PRECISION, seq_len=512, batch_size=4),
+    question="One attending layer of six, or its tokens that recur, in twice the layers and windows twice as long?",
+    plan=replace(_MIXED_PRECISION, data="python", test_on={}, seq_len=512, batch_size=4),
     arms=_as_large(
         (
             _arm(TWIN, "aaaaaaaa"),
-            _arm(UPPER, "nnnnnnaaaa"),
-            _arm(QUARTER, "nnnnnnrrrr"),
-            _arm(RANDOM_QUARTER, "nnnnnnrrrr", router="random"),
-            _arm(NEAR, "nnnnnnwwww", window=64),
+            _arm(RECURRING, "nnnrnnnnnrnn", router="recurrence", share=None),
+            _arm(ONE_LAYER, "nnnannnnnann"),
+            _arm("random, 12.5 %", "nnnrnnnnnrnn", router="random"),
             _arm(NO_ATTENTION, "nnnnnnnnnnnn"),
         ),
         layers=8,
         hidden_size=_WIDTH,
     ),
     counted_against=TWIN,
-    learning_rates=(1.6e-3, 2.5e-3, *_RATES[:2]),
+    learning_rates=_RATES[:2],
     seeds=SEEDS,
 )
 
 # At the two rates of `half` between which, or at which, its arms have their best: both beside them were worse for all.
 BUDGETS = Study(
     name="budgets",
-    question="What does each part of the attention buy, and which tokens are to get it?",
-    plan=_MIXED_PRECISION,
+    question="What does each part of the attention buy, and which tokens are to get it? On source code.",
+    plan=replace(_MIXED_PRECISION, data="python", test_on={}),
     arms=_as_large(
         (
             _TWIN,
+            _RECURRING,
+            _ONE_LAYER,
+            _WITHOUT,
             _arm(f"{LAYERS}, 75 %", "nnaaa", (LAYERS,)),
             _UPPER,
-            _LAST_LAYER,
-            _WITHOUT,
-            *_routed("75 %", "rraa", 0.5),
-            *_routed("37.5 %", "nnnrr", 0.75),
-            *_routed("25 %", "nnnrr", 0.5),
-            *_routed("12.5 %", "nnnrr", 0.25),
-            *_dense_start("25 %", 0.5, 900),
-            *_dense_start("12.5 %", 0.25, 900),
-            _arm(f"{EXPLORED}, 25 %", "nnnrr", router="random_explored"),
-            _arm(f"{EXPLORED}, 12.5 %", "nnnrr", router="random_explored", share=0.25),
-            _arm(HASHED, "nnnrr", router="hash"),
-            _arm(NEAR, "nnnww", (SLIDING,), window=64),
-            _arm(NEARER, "nnnww", (SLIDING,), window=32),
-            _arm("with the DCT, benefit, 25 %", "dddss"),
+            *_routed("75 %", "rraa"),
+            *_routed("37.5 %", "nnran"),
+            *_routed("25 %", "nnrrn"),
+            *_routed("12.5 %", "nnnrnn"),
+            _arm(f"{EXPLORED}, 12.5 %", "nnnrnn", router="random_explored"),
+            _arm(HASHED, "nnnrnn", router="hash"),
+            _arm(NEAR, "nnnwnn", window=75),
+            _arm("with the DCT, recurrence, 12.5 %", "dddsdd", router="recurrence"),
             _arm("with the DCT, entropy in the middle layers, 50 %", "dssa", router="threshold"),
-            *(_without_convolution(arm) for arm in (_TWIN, _BY_BENEFIT)),
+            *(_without_convolution(arm) for arm in (_TWIN, _RECURRING)),
         ),
         layers=4,
         hidden_size=_WIDTH,
@@ -201,6 +200,22 @@ BUDGETS = Study(
     seeds=SEEDS,
 )
 
+# What of that holds on reviews, and on prose of another kind, where attention is worth less.
+REVIEWS = Study(
+    name="reviews",
+    question="One attending layer of six, or its tokens that recur: does that cost anything on reviews?",
+    plan=_MIXED_PRECISION,
+    arms=tuple(
+        replace(arm, curves=())
+        for arm in BUDGETS.arms
+        if arm.name in (TWIN, ONE_LAYER, RECURRING, "random, 12.5 %", NO_ATTENTION)
+    ),
+    counted_against=TWIN,
+    learning_rates=_RATES[:2],
+    seeds=SEEDS,
+)
+
+# Whether a run learns to look up is a matter of chance, so that there are six seeds.
 RECALL = Study(
     name="recall",
     question="Each key is to be answered with the value that it came with: who still can, with less of the attention?",
@@ -215,18 +230,22 @@ RECALL = Study(
         save_every=250,
         fields={"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 1},
     ),
-    arms=(
-        _TWIN,
-        _UPPER,
-        _arm("every other layer", "nanan"),
-        _LAST_LAYER,
-        _WITHOUT,
-        *_routed("25 %", "nnnrr", 0.5),
-        *_routed("12.5 %", "nnnrr", 0.25),  # in each of two layers twice as many tokens as there are questions
-        *_dense_start("25 %", 0.5, 600),
-        *_dense_start("12.5 %", 0.25, 600),
-        *(_post_norm(arm) for arm in (_TWIN, _UPPER, _LAST_LAYER)),
+    arms=_as_large(
+        (
+            _TWIN,
+            _UPPER,
+            _ONE_LAYER,
+            _RECURRING,
+            _WITHOUT,
+            *_routed("12.5 %", "nnnrnn"),  # twice as many tokens as there are questions
+            _dense_start(_arm("benefit, 12.5 %", "nnnrnn"), 600),
+            _post_norm(_TWIN),
+        ),
+        layers=4,
+        hidden_size=64,
     ),
+    counted_against=TWIN,
     learning_rates=(1e-3, 2e-3, 4e-3),
-    seeds=SEEDS,
+    seeds=tuple(range(6)),
+    chosen_by="accuracy",
 )

@@ -159,43 +159,46 @@ CLAIMS = (
         ("half",),
         own.half_of_the_attention,
         "More tokens and longer texts: models of this size, trained for this long, have little to lose without it.",
-        ("budgets",),
+        ("reviews", "budgets"),
     ),
     Claim(
         "Ours: full attention's quality, within two per cent, at a quarter of its attention",
-        "At most two per cent of perplexity for a quarter of the attention FLOPs, on both texts, by the recipe "
-        "`chiar`.",
+        "At most two per cent of perplexity for a quarter of the attention FLOPs, on both texts, by tokens that a "
+        "router picks.",
         "The router `benefit` gives attention to half of the tokens in the upper two of five layers; full attention "
         "in four layers, and in five with narrower feed-forward networks, has as many parameters. All with a short "
         "convolution, each at the best of its learning rates, six seeds.",
         ("half",),
         own.a_quarter_of_it,
         "More tokens and longer texts: models of this size, trained for this long, have little to lose without it.",
-        ("budgets",),
+        ("reviews", "budgets"),
     ),
     Claim(
-        "Ours: a quarter of the attention, in twice the layers and over windows twice as long",
-        "At most two per cent of perplexity for a quarter of the attention FLOPs, on both texts.",
-        "The recipe `chiar` with ten layers, which is as large as full attention with eight, and windows of 512 "
-        "tokens, each at the best of its learning rates, three seeds.",
+        "Ours: tokens that recur, in twice the layers and over windows twice as long",
+        "At most two per cent of perplexity for at most a quarter of the attention FLOPs.",
+        "The recipe `chiar` with twelve layers against full attention with eight, which is as large by the width of "
+        "the feed-forward networks, on source code in windows of 512 tokens, each at the better of two learning rates, "
+        "three seeds.",
         ("deeper",),
         own.in_twice_the_layers,
         "Larger models, more tokens and longer texts.",
     ),
     Claim(
-        "Ours: a router that is fitted to what attention gains",
-        "The same attention is worth more at the tokens that the router `benefit` picks than at random ones.",
-        "The same layers with the same share of the tokens routed to attention, by four routers, at three budgets; at "
-        "the lower two also random tokens of a model that explores as `benefit` does, at one a hash of the token.",
+        "Ours: tokens that recur against random ones",
+        "The same attention is worth more at tokens that recur, those first that occurred last the shortest while ago.",
+        "The same layers with half of the tokens routed to attention, by five routers, at budgets of 37.5, 25 and "
+        "12.5 % of full attention; at the last also by a hash of the token, and random tokens of a model that "
+        "explores as `benefit` does. Source code.",
         ("budgets",),
         own.who_gets_it,
-        "Layers whose benefit no linear score of the token tells.",
+        "Texts in which what is looked up is no earlier token of the same name.",
     ),
     Claim(
         "Ours: chosen tokens of more layers, or all tokens of fewer",
-        "The same attention is worth more at tokens that the router `benefit` picks than in whole layers.",
+        "The same attention is worth more at tokens that recur than in whole layers.",
         "A quarter of the attention as half of the tokens of two layers, or all of one; three quarters as half of the "
-        "tokens of two layers and all of two more, or all of three. Feed-forward networks make all models as large.",
+        "tokens of two layers and all of two more, or all of three. Feed-forward networks make all models as large. "
+        "Source code.",
         ("budgets",),
         own.tokens_or_layers,
         "More layers, and budgets at which whole layers cannot be had.",
@@ -204,15 +207,16 @@ CLAIMS = (
         "Ours: the DCT against no operator",
         "With the DCT perplexity is at least two per cent lower than with nothing in its place, with the router and "
         "the convolution that serve best.",
-        "The router `benefit` between attention and the DCT, and between attention and nothing, in the same layers.",
+        "The router `recurrence` between attention and the DCT, and between attention and nothing, in the same layers, "
+        "with the DCT in the others too, and with nothing. Source code.",
         ("budgets",),
         own.dct_for_nothing,
         "A spectral operator that mixes tokens.",
     ),
     Claim(
         "Ours: a short convolution in every layer",
-        "It lowers perplexity, of a model that spends a quarter of the attention and of one that spends all.",
-        "Both with a causal convolution over four tokens, channel by channel, and without.",
+        "It lowers perplexity, of the recipe `chiar` and of full attention.",
+        "Both with a causal convolution over four tokens, channel by channel, and without. Source code.",
         ("budgets",),
         own.short_convolution,
         "Larger models, whose attention has heads to spare for the tokens before.",
@@ -228,35 +232,44 @@ CLAIMS = (
         "Longer texts, and a score that knows what a token is worth to others as a key.",
     ),
     Claim(
-        "Ours: recall at half of its attention",
-        "A key is answered with its value, within two points of full attention, with half as many layers that attend.",
-        "Multi-query associative recall, four pairs in 32 tokens, models of 64 channels and one head. A run learns it "
-        "or does not: the claim holds where it is learned with every seed, and fails where it is learned with half of "
-        "them at most. At 12.5 % every fourth token, one further in each layer, reaches half of the questions, and "
-        "random tokens 44 % of them; at 25 % they reach all, and 75 %.",
+        "Ours: recall with less of the attention",
+        "A key is answered with its value, within two points of full attention, with half as many layers that attend, "
+        "with one of six, and with the tokens of that one that recur.",
+        "Multi-query associative recall, four pairs in 32 tokens, models of 64 channels and one head, six seeds. A run "
+        "learns it or does not: the claim holds where it is learned with every seed, and fails where it is learned "
+        "with half of them at most. A key that is asked for is a token that recurs, so that `recurrence` finds the "
+        "questions by itself; at 12.5 % random tokens, and every second one, reach half of them.",
         ("recall",),
         own.recall,
         "More pairs, longer sequences, and training until every arm has learned what it can.",
     ),
     Claim(
         "Ours: a dense start",
-        "If all tokens attend at first, `chiar` at a quarter of the attention answers a key within two points of full "
-        "attention, with every seed; and on text its perplexity is lower than without, on average over two budgets.",
-        "The share of tokens that attend is lowered evenly over the first part of training, of equal steps, down to "
-        "that of the same arm without it: over two fifths of it in `recall`, three in `budgets`, after trials with "
-        "recall. Every second token in place of the router's choice likewise.",
-        ("recall", "budgets"),
+        "A router that learns, `benefit`, answers more keys if all tokens attend at first.",
+        "The share of tokens that attend is lowered evenly over the first two fifths of training, down to that of the "
+        "same arm without it: half of the tokens of one layer of six. Six seeds.",
+        ("recall",),
         own.dense_start,
         "Training until every arm has learned what it can.",
     ),
     Claim(
         "Ours: all keys for chosen tokens, or near keys for all tokens",
-        "The same attention is worth more at tokens that the router `benefit` picks, which see all earlier ones, than "
-        "spread over all tokens, which see the last few.",
-        "A quarter of the attention, and an eighth, as tokens of two layers that the router picks; in the same layers "
-        "sliding windows of 64 and of 32 tokens, which come to 22 and 12 % of it, and to more FLOPs of projections.",
+        "The same attention is worth more at tokens that recur, which see all earlier ones, than spread over all "
+        "tokens, which see the last few.",
+        "An eighth of the attention, in the same layer, as half of its tokens, those that recur, and as a sliding "
+        "window of 75 of 256 tokens. Source code.",
         ("budgets",),
         own.far_or_near,
         "Longer texts, of which windows see less and less.",
+    ),
+    Claim(
+        "Ours: attention for the tokens of one layer of six that recur",
+        "The recipe `chiar`: at most two per cent of perplexity for at most a quarter of the attention FLOPs, on "
+        "source code, which needs attention, and on reviews and other prose, which need less of it.",
+        "In the fourth of six layers the tokens that occurred before attend; full attention in four layers is as "
+        "large. All with a short convolution, each at the better of two learning rates, three seeds.",
+        ("budgets", "reviews"),
+        own.tokens_that_recur,
+        "Larger models and longer texts, in which nearly all tokens recur.",
     ),
 )
