@@ -16,13 +16,15 @@ SMALL_RECIPES = [name for name in RECIPES if name != "v2_400m"]
 ROUTERS = ["threshold", "soft", "hard", "learned", "benefit", "recurrence", "random", "interleaved"]
 HARD_ROUTERS = [name for name in ROUTERS if name != "soft"]
 VOCAB, D = 61, 16
+# Two layers with a router that learns and explores, below them three without an operator.
+EXPLORING = {"router": "benefit", "layer_operators": [["none"]] * 3 + [["none", "attention"]] * 2}
 
 
 def tiny_config(recipe: str = "spectral", **fields: Any) -> ChiarConfig:
     small = {"vocab_size": VOCAB, "hidden_size": D, "num_attention_heads": 2, "dropout": 0.0, "rbf_features": 8}
     small["window"] = 3
     if "layer_operators" not in fields:
-        small["num_hidden_layers"] = 5 if recipe == "chiar" else 4  # two of which route
+        small["num_hidden_layers"] = 5 if recipe == "chiar" else 4  # of which one routes, or two
     return ChiarConfig.from_recipe(recipe, **(small | fields))
 
 

@@ -189,7 +189,7 @@ def test_collapse_is_marked(runs, tmp_path):
     logs[-1]["routing"]["3"] = {"none": 0.999, "attention": 0.001}
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, logs)))
     labels = [line.get_label() for line in training_figures(tmp_path)["utilisation"].axes[0].lines]
-    assert labels == ["layer 4", "layer 4: collapsed, an operator starves", "layer 5"]
+    assert labels == ["layer 4", "layer 4: collapsed, an operator starves"]
     (tmp_path / "metrics.jsonl").write_text("[1]")
     with pytest.raises(ValueError, match="is damaged|holds no logs"):
         training_figures(tmp_path)

@@ -25,7 +25,8 @@ def test_a_recipe_survives_json(recipe, tmp_path):
     ("recipe", "layers"),
     [
         ("chiar", [["none"], ["none"], ["none"], ["none", "attention"]]),
-        ("chiar", [["none"], ["none"], ["none"], ["none", "attention"], ["none", "attention"]]),
+        ("chiar", [["none"], ["none"], ["none", "attention"]]),
+        ("chiar", [*([["none"]] * 3), ["none", "attention"], *([["none"]] * 5), ["none", "attention"], ["none"]]),
         ("full_attention", [["attention"]] * 4),
         ("spectral", [["dct"], ["dct", "attention"], ["dct", "attention"], ["attention"]]),
         ("v1_three_operator", [["dct"], ["dct", "rbf"], ["rbf", "attention"], ["attention"]]),
@@ -39,10 +40,13 @@ def test_the_plans_of_a_few_layers(recipe, layers):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("layers", [1, 2, 3, 5, 8])
-def test_a_plan_follows_the_number_of_layers_and_its_last_has_attention(recipe, layers):
+def test_a_plan_follows_the_number_of_layers_and_has_attention(recipe, layers):
     config = ChiarConfig.from_recipe(recipe, num_hidden_layers=layers)
     assert len(config.layer_operators) == config.num_hidden_layers == layers
-    assert config.layer_operators[-1] == (["none", "attention"] if recipe == "chiar" else ["attention"])
+    if recipe == "chiar":
+        assert config.layer_operators.count(["none", "attention"]) == 1
+    else:
+        assert config.layer_operators[-1] == ["attention"]
     if layers > 1 and "full" not in recipe:
         assert config.layer_operators[0] == (["none"] if recipe == "chiar" else ["dct"])
 
@@ -72,7 +76,7 @@ def test_the_twin_is_full_attention_of_the_same_size():
     config = ChiarConfig.from_recipe("v2", hidden_size=64, num_hidden_layers=6, vocab_size=100)
     twin = config.twin()
     assert twin.layer_operators == [["attention"]] * 6
-    assert (twin.hidden_size, twin.vocab_size, twin.router) == (64, 100, "benefit")
+    assert (twin.hidden_size, twin.vocab_size, twin.router) == (64, 100, "recurrence")
     same = ("norm_placement", "dropout", "embedding_norm", "position_embedding", "max_position_embeddings")
     assert [getattr(twin, name) for name in same] == ["post", 0.1, False, "rotary", 8192]
     untied = tiny_config(tie_word_embeddings=False, num_labels=3, rope_base=500.0).twin()
@@ -89,11 +93,19 @@ def _matrices(config: ChiarConfig) -> int:
     return sum(weight.numel() for weight in linear if len(weight) > 1)
 
 
-@pytest.mark.parametrize(("layers", "of_twin"), [(4, 3), (5, 4), (10, 8)])
-def test_the_twin_of_chiar_has_as_many_layers_as_make_it_as_large(layers, of_twin):
-    config = tiny_config("chiar", num_hidden_layers=layers, hidden_size=32)
+@pytest.mark.parametrize(("lower", "upper", "of_twin"), [(3, 1, 3), (3, 2, 4), (6, 4, 8)])
+def test_the_twin_of_layers_without_projections_has_as_many_as_make_it_as_large(lower, upper, of_twin):
+    operators = [["none"]] * lower + [["none", "attention"]] * upper
+    config = tiny_config("chiar", layer_operators=operators, hidden_size=32)
     assert config.twin().layer_operators == [["attention"]] * of_twin
     assert _matrices(config) == _matrices(config.twin())
+
+
+@pytest.mark.parametrize(("layers", "of_twin"), [(5, 4), (6, 4), (9, 6), (12, 9)])
+def test_three_layers_of_chiar_are_about_as_large_as_two_of_full_attention(layers, of_twin):
+    config = tiny_config("chiar", num_hidden_layers=layers, hidden_size=32)
+    assert config.twin().layer_operators == [["attention"]] * of_twin
+    assert _matrices(config) == pytest.approx(_matrices(config.twin()), rel=0.09)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 6, 7, 12])
@@ -152,7 +164,7 @@ class _Derived(BenefitRouter):
         ),
         ({"layer_operators": [["dct"], []]}, "layer 1 has no operator"),
         ({"layer_operators": [["dct", "dct"]]}, "lists an operator twice"),
-        ({"layer_operators": [["none", "dct", "rbf", "attention"]]}, "router 'benefit' takes at most 2"),
+        ({"layer_operators": [["none", "dct", "rbf", "attention"]]}, "router 'recurrence' takes at most 2"),
         ({"layer_operators": [["none", "dct", "rbf", "attention"]], "router": "threshold"}, "takes at most 3"),
         ({"layer_operators": [["none", "dct", "rbf"]], "router": "learned"}, "router 'learned' takes at most 2"),
         ({"hidden_size": 30}, "30 does not divide into 4"),

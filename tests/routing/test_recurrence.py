@@ -17,7 +17,7 @@ def by_definition(ids_BT, known_BT):
     for row, known, out in zip(ids_BT.tolist(), known_BT.tolist(), found, strict=True):
         for t in range(len(row)):
             before = [s for s in range(t) if row[s] == row[t] and known[s] and known[t]]
-            out[t] = 1 / (t - before[-1]) if before else 0.0
+            out[t] = 1 / (t - before[-1]) if before else -1 / (t + 1)
     return found
 
 
@@ -44,29 +44,21 @@ def test_recency_is_one_by_the_tokens_since_the_last_of_the_same_id_whole_or_in_
 
 
 def test_every_token_that_recurs_attends_and_with_a_share_those_that_occurred_last():
-    router, every, tokens = *(router_class("recurrence")(8, 2, share=share) for share in (0.25, None)), ids(16, 200)
+    few, most, every = (router_class("recurrence")(8, 2, share=share) for share in (0.25, 0.9, None))
+    tokens = ids(16, 200)
     context = Context(recency_BT=recency(tokens))
     recur = (context.recency_BT > 0).float()
     for _ in range(2):
         assert torch.equal(every(torch.zeros(16, 200, 8), None, context)[..., 1], recur)
         assert every.part(context.recency_BT.flatten()) == (0.0, 0.0)
-    assert torch.equal(router(torch.zeros(16, 200, 8), None, context)[..., 1], recur)  # not calibrated
-    low, _ = router.part(context.recency_BT.flatten())
-    chosen = router(torch.zeros(16, 200, 8), None, context)[..., 1]
-    assert float(chosen.mean()) == pytest.approx(0.25, abs=0.01)
-    assert float(context.recency_BT[chosen > 0].min()) > low > float(context.recency_BT[chosen == 0].max())
+    for router in (few, most):
+        assert torch.equal(router(torch.zeros(16, 200, 8), None, context)[..., 1], recur)  # not calibrated
+        low, _ = router.part(context.recency_BT.flatten())
+        chosen = router(torch.zeros(16, 200, 8), None, context)[..., 1]
+        assert float(chosen.mean()) == pytest.approx(router.share, abs=0.01)
+        assert float(context.recency_BT[chosen > 0].min()) > low > float(context.recency_BT[chosen == 0].max())
     with pytest.raises(ValueError, match="goes by when tokens last occurred"):
-        router(torch.zeros(16, 200, 8), None, Context())
-
-
-def test_a_share_above_that_of_the_tokens_that_recur_gives_new_ones_nothing_or_all_of_them():
-    """Whichever is nearer, as tokens of equal score are not parted."""
-    router = router_class("recurrence")(8, 2, share=0.9)
-    for recurring, expected in ((85, 85), (95, 90), (40, 100)):
-        score = torch.zeros(100)
-        score[:recurring] = torch.rand(recurring) + 0.1
-        router.part(score)
-        assert int(router(torch.zeros(1, 100, 8), None, Context(recency_BT=score[None]))[..., 1].sum()) == expected
+        every(torch.zeros(16, 200, 8), None, Context())
 
 
 def test_a_model_knows_when_tokens_last_occurred_past_padding_and_cache_and_without_ids():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers import ids, tiny_model
+from tests.helpers import EXPLORING, ids, tiny_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from chiaroscuro.flops import flops_ratios
@@ -30,7 +30,7 @@ def plan(english) -> TrainingPlan:
         seq_len=65,
         warmup_steps=2,
         dense_steps=8,
-        fields={"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2, "routed_share": 0.25},
+        fields={"hidden_size": 32, "num_attention_heads": 2, "routed_share": 0.25} | EXPLORING,
     )
 
 
@@ -44,7 +44,7 @@ def budget_routers(model) -> list[BudgetRouter]:
 
 
 def test_the_share_falls_evenly_from_all_tokens_to_the_routers_own():
-    model = tiny_model("chiar", routed_share=0.2)
+    model = tiny_model("chiar", routed_share=0.2, **EXPLORING)
     start = DenseStart(model, steps=10)
     for step, share in ((0, 1.0), (3, 0.76), (5, 0.6), (9, 0.28), (10, 0.2), (1000, 0.2)):
         start.set(start.remaining(step))
@@ -75,7 +75,7 @@ def test_tokens_of_other_tasks_attend_at_first_too(tmp_path):
         seq_len=16,
         warmup_steps=1,
         dense_steps=4,
-        fields={"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 1, "router": "learned"},
+        fields={"hidden_size": 16, "num_attention_heads": 1} | EXPLORING | {"router": "learned"},
     )
     train(plan, prepare(plan), tmp_path / "run")
     by_step = [[shares["attention"] for shares in line["routing"].values()] for line in logs(tmp_path / "run")]
@@ -98,7 +98,7 @@ def test_a_run_that_goes_on_has_the_shares_of_one_that_did_not_stop(plan, tmp_pa
 
 
 def test_training_that_broke_off_begins_again_with_all_tokens_and_ends_with_the_routers_own_share(tmp_path):
-    model, held_out, seen = tiny_model("chiar", routed_share=0.25).float(), ids(8, 64), []
+    model, held_out, seen = tiny_model("chiar", routed_share=0.25, **EXPLORING).float(), ids(8, 64), []
 
     class Watched(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -121,7 +121,7 @@ def test_training_that_broke_off_begins_again_with_all_tokens_and_ends_with_the_
 
 @pytest.mark.parametrize("keys", ["all", "routed"])
 def test_what_training_cost_is_the_mean_over_its_steps(keys):
-    model, input_ids, held_out = tiny_model("chiar", attention_keys=keys), ids(8, 128), ids(8, 128, seed=1)
+    model, input_ids, held_out = tiny_model("chiar", attention_keys=keys, **EXPLORING), ids(8, 128), ids(8, 128, seed=1)
     calibrate(model, held_out)
     thresholds = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.endswith("thresholds")}
     start, each = DenseStart(model, steps=8), []
@@ -158,9 +158,12 @@ def test_a_twin_that_does_not_route_is_trained_without(plan, tmp_path):
 
 def test_what_has_no_share_to_lower_is_refused(plan, tmp_path):
     for recipe, fields in (
-        ("full_attention", {"routed_share": None}),
+        ("full_attention", {"routed_share": None, "layer_operators": [["attention"]] * 5}),
         ("chiar", {"routed_share": 1.0}),
-        ("spectral", {"routed_share": None, "layer_operators": [["dct", "rbf", "attention"]] * 5}),
+        (
+            "spectral",
+            {"routed_share": None, "router": "threshold", "layer_operators": [["dct", "rbf", "attention"]] * 5},
+        ),
         ("spectral", {"routed_share": None, "router": "hard"}),
     ):
         with pytest.raises(ValueError, match=f"recipe '{recipe}' gives no share of the tokens that a dense start"):

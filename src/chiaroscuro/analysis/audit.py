@@ -223,7 +223,7 @@ def _thresholds_fit(model: nn.Module, ids_BT: Tensor) -> Verdict:
 
     def look(router: Any, args: tuple[Any, ...]) -> None:
         score = router.score(*args).flatten()
-        for quantile, threshold in zip(router.quantiles, router.thresholds, strict=True):
+        for quantile, threshold in zip(router.quantiles or (), router.thresholds, strict=False):
             share = float((score < threshold).double().mean())
             apart[f"layer {router.layer + 1}: {share:.2f} of tokens below the threshold for {quantile:.2f}"] = abs(
                 share - quantile
@@ -234,7 +234,7 @@ def _thresholds_fit(model: nn.Module, ids_BT: Tensor) -> Verdict:
             stack.enter_context(router.register_forward_pre_hook(look))
         _outputs(model, input_ids=ids_BT)
     if not apart:
-        return None, "no router has thresholds"
+        return None, "no router has thresholds that are calibrated"
     worst = max(apart, key=lambda name: apart[name])
     return apart[worst] <= QUANTILES_APART, worst
 

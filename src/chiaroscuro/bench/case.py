@@ -20,7 +20,7 @@ from chiaroscuro.routing import Router, ThresholdRouter
 Keys = Literal["all", "routed"]
 KEYS: tuple[Keys, ...] = ("all", "routed")
 OURS, ENTROPY, BLEND, FULL = "ours", "ours, routed by entropy", "dense blend", "full attention"
-BENEFIT = "ours, routed by benefit"
+RECURRENCE = "ours, routed by recurrence"
 EAGER, DOUBLE = "ours, not compiled", "FFTs of length 2d"
 HALF, OWN = "half", "own"  # who decides: a given half, or the router of the recipe
 
@@ -78,7 +78,9 @@ class HalfRouter(Router):
     def __init__(self, own: ThresholdRouter, half_BT: Tensor, dtype: torch.dtype):
         super().__init__(own.hidden_size, 2)
         self.own = own
-        self.reads_entropy = own.reads_entropy  # type: ignore[misc]  # of the class, for all other routers
+        # Of the class, for all other routers.
+        self.reads_entropy = own.reads_entropy  # type: ignore[misc]
+        self.reads_recency = own.reads_recency  # type: ignore[misc]
         self.gates_BTO = one_hot(half_BT.long(), 2).to(dtype)
         self.start = 0
 

@@ -45,10 +45,10 @@ def cases(
             yield compiled(sizes or own(8, 256, 256, 4, 8), keys)
     elif target == "chiar":  # the recommended recipe, as large as eight layers of full attention; without bounds
         for keys in KEYS:
-            yield body(sizes or own(1, 4096, 512, 8, 10), keys, {}, target)
+            yield body(sizes or own(1, 4096, 512, 8, 11), keys, {}, target)
             if sizes is None:
-                yield body(own(8, 256, 256, 4, 10), keys, {}, target)
-            yield training_step(sizes or own(1, 2048, 512, 8, 10), keys, {}, target)
-            yield decoding(sizes or own(1, 4096, 512, 8, 10), keys, {}, target)
+                yield body(own(8, 256, 256, 4, 11), keys, {}, target)
+            yield training_step(sizes or own(1, 2048, 512, 8, 11), keys, {}, target)
+            yield decoding(sizes or own(1, 4096, 512, 8, 11), keys, {}, target)
     else:
         raise ValueError(f"unknown target {target!r}; known targets: {', '.join(TARGETS)}")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from chiaroscuro.bench.case import (
-    BENEFIT,
     BLEND,
     EAGER,
     ENTROPY,
@@ -19,6 +18,7 @@ from chiaroscuro.bench.case import (
     HALF,
     OURS,
     OWN,
+    RECURRENCE,
     Case,
     HalfRouter,
     Keys,
@@ -36,15 +36,9 @@ VOCABULARY = 512
 STEPS = 16  # tokens that are decoded
 
 
-class _Body(nn.Module):
-    """A model given embeddings."""
-
-    def __init__(self, model: ChiarModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(inputs_embeds=x).last_hidden_state
+def _tokens(sizes: Sizes, length: int) -> Tensor:
+    """Ids (B, T). With as few that differ, many recur, as in text."""
+    return torch.randint(VOCABULARY, (sizes.batch, length), device=sizes.device)
 
 
 def _bodies(recipe: str, sizes: Sizes, keys: Keys) -> tuple[ChiarModel, ChiarModel]:
@@ -85,27 +79,27 @@ class _Routed:
 
 
 def body(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = "v2") -> Case:
-    """All layers, without embedding and head, forward."""
+    """Embedding and all layers, without the head, forward."""
     ours, full = _bodies(recipe, sizes, keys)
-    x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
-    calibrate(_Body(ours), x)
+    ids_BT = _tokens(sizes, sizes.length)
+    calibrate(ours, ids_BT)
     routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
-    by_own = BENEFIT if ours.config.router == "benefit" else ENTROPY
+    by_own = RECURRENCE if ours.config.router == "recurrence" else ENTROPY
 
     def run(router: str, dispatch: Literal["sparse", "dense"]) -> Tensor:
         routed.by(router, dispatch)
-        return ours(inputs_embeds=x).last_hidden_state
+        return ours(ids_BT).last_hidden_state
 
     sides = {
         OURS: forward_only(lambda: run(HALF, "sparse")),
         by_own: forward_only(lambda: run(OWN, "sparse")),
         BLEND: forward_only(lambda: run(HALF, "dense")),
-        FULL: forward_only(lambda: full(inputs_embeds=x)),
+        FULL: forward_only(lambda: full(ids_BT)),
     }
 
     def planned(router: str) -> float:
         routed.by(router)
-        return _planned(ours, x).total
+        return _planned(ours, ids_BT).total
 
     return Case(
         f"body of {recipe}, {shown(sizes, keys)}",
@@ -116,15 +110,15 @@ def body(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = "v2"
         {
             OURS: forward_only(lambda: planned(HALF)),
             by_own: forward_only(lambda: planned(OWN)),
-            FULL: forward_only(lambda: _planned(full, x).total),
+            FULL: forward_only(lambda: _planned(full, ids_BT).total),
         },
     )
 
 
-def _planned(model: ChiarModel, x: Tensor, past: int = 0) -> Flops:
-    """FLOPs that a model plans for these embeddings, of which the first `past` are in a cache."""
-    routing = model(inputs_embeds=x, use_cache=False, output_routing=True).routing
-    return model.flops(len(x), x.shape[1] - past, routing, past)
+def _planned(model: ChiarModel, ids_BT: Tensor, past: int = 0) -> Flops:
+    """FLOPs that a model plans for these tokens, of which the first `past` are in a cache."""
+    routing = model(ids_BT, use_cache=False, output_routing=True).routing
+    return model.flops(len(ids_BT), ids_BT.shape[1] - past, routing, past)
 
 
 def compiled(sizes: Sizes, keys: Keys) -> Case:
@@ -133,12 +127,12 @@ def compiled(sizes: Sizes, keys: Keys) -> Case:
     from torch._dynamo.exc import BackendCompilerFailed  # a second to import
 
     ours, full = _bodies("v2", sizes, keys)
-    x = torch.randn(sizes.batch, sizes.length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    ids_BT = _tokens(sizes, sizes.length)
     _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device)).by(HALF)
 
     def run(model: Callable[..., Any]) -> Callable[[], Tensor]:
         # Without a cache, which would be an object of Python for the compiler to look into.
-        return forward_only(lambda: model(inputs_embeds=x, use_cache=False).last_hidden_state)
+        return forward_only(lambda: model(ids_BT, use_cache=False).last_hidden_state)
 
     sides = {
         OURS: run(torch.compile(ours)),
@@ -159,8 +153,8 @@ def compiled(sizes: Sizes, keys: Keys) -> Case:
         sides,
         check,
         planned={
-            OURS: forward_only(lambda: _planned(ours, x).total),
-            FULL: forward_only(lambda: _planned(full, x).total),
+            OURS: forward_only(lambda: _planned(ours, ids_BT).total),
+            FULL: forward_only(lambda: _planned(full, ids_BT).total),
         },
     )
 
@@ -168,10 +162,8 @@ def compiled(sizes: Sizes, keys: Keys) -> Case:
 def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = "v2") -> Case:
     """Forward and backward pass of the body, and a step of AdamW. A router that explores decides by itself."""
     ours, full = _bodies(recipe, sizes, keys)
-    # With a gradient of its own, as what comes from an embedding has.
-    shape = sizes.batch, sizes.length, sizes.width
-    x = torch.randn(shape, device=sizes.device, dtype=sizes.dtype, requires_grad=True)
-    calibrate(_Body(ours), x)
+    ids_BT = _tokens(sizes, sizes.length)
+    calibrate(ours, ids_BT)
     routed = _Routed(ours, sizes, half(sizes.batch, sizes.length, sizes.device))
     router = OWN if any(own.explores for own in routed.own) else HALF
     optimisers = {model: torch.optim.AdamW(model.parameters(), lr=0.0, fused=True) for model in (ours, full)}
@@ -180,11 +172,10 @@ def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: s
         routed.by(router, dispatch)
         model.train()
         torch.manual_seed(0)  # the same tokens are explored every time
-        model(inputs_embeds=x).last_hidden_state.square().mean().backward()
+        model(ids_BT).last_hidden_state.square().mean().backward()
         found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         optimisers[model].step()
         optimisers[model].zero_grad()
-        x.grad = None
         return found
 
     def check() -> None:
@@ -198,7 +189,7 @@ def training_step(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: s
         scores again."""
         routed.by(router)
         torch.manual_seed(0)
-        forward = _planned(model, x)
+        forward = _planned(model, ids_BT)
         return 3.0 * forward.total + 0.5 * forward.attention
 
     return Case(
@@ -215,7 +206,7 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = 
     """Some steps of one token each behind a cached context; in each layer half of them go to attention."""
     ours, full = _bodies(recipe, sizes, keys)
     length = sizes.length + STEPS
-    x = torch.randn(sizes.batch, length, sizes.width, device=sizes.device, dtype=sizes.dtype)
+    ids_BT = _tokens(sizes, length)
     # Half of the context, and half of the steps; the last of each among them, so that no key is left for others to pay.
     parts = [half(sizes.batch, tokens, sizes.device) for tokens in (sizes.length, STEPS)]
     routed = _Routed(ours, sizes, torch.cat([part ^ ~part[:, -1:] for part in parts], dim=1))
@@ -223,7 +214,7 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = 
 
     def go_on(model: ChiarModel, cache: Any, start: int, end: int) -> Any:
         routed.start_at(start)
-        return model(inputs_embeds=x[:, start:end], past_key_values=cache, use_cache=True)
+        return model(ids_BT[:, start:end], past_key_values=cache, use_cache=True)
 
     def steps(model: ChiarModel) -> Callable[[], Tensor]:
         cache = forward_only(lambda: go_on(model, None, 0, sizes.length - 1).past_key_values)()
@@ -249,7 +240,7 @@ def decoding(sizes: Sizes, keys: Keys, at_most: dict[str, float], recipe: str = 
 
     def planned(model: ChiarModel) -> float:
         routed.start_at(0)
-        return _planned(model, x, past=sizes.length).total
+        return _planned(model, ids_BT, past=sizes.length).total
 
     return Case(
         f"decoding with {recipe}, {shown(sizes, keys)}",

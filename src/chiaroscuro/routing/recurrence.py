@@ -11,7 +11,8 @@ from chiaroscuro.routing.router import ThresholdRouter, register_router
 
 
 def recency(ids_BT: Tensor, known_BT: Tensor | None = None, state: dict[str, Tensor] | None = None) -> Tensor:
-    """1 / n for a token whose id last occurred n tokens earlier in its row, and 0 for one that is new there, (B, T).
+    """1 / n for a token whose id last occurred n tokens earlier in its row, (B, T); for one that is new there, as the
+    t-th of the row, -1 / t, so that of these the later ones, which have more before them, come first.
 
     Where `known_BT` is false, as at padding, a token has no id: it is new, and no later one recurs for it. `state`
     carries the ids from call to call, for rows that come in pieces.
@@ -27,14 +28,14 @@ def recency(ids_BT: Tensor, known_BT: Tensor | None = None, state: dict[str, Ten
     recurs_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     recurs_BT[:, 1:] = sorted_ids_BT.diff() == 0
     back_BT = place_BT.diff(prepend=place_BT[:, :1] - 1)
-    near_BT = torch.where(recurs_BT, 1.0 / back_BT, 0.0)
-    return torch.zeros_like(near_BT).scatter(1, place_BT, near_BT)[:, past:]
+    found_BT = torch.where(recurs_BT, 1.0 / back_BT, -1.0 / (place_BT + 1))
+    return torch.zeros_like(found_BT).scatter(1, place_BT, found_BT)[:, past:]
 
 
 @register_router("recurrence")
 class RecurrenceRouter(ThresholdRouter):
     """The second operator for tokens that recur in their row; with a share for so many of all tokens, those that
-    occurred last the shortest while ago. Nothing is learned. With two operators only."""
+    occurred last the shortest while ago (`recency`). Nothing is learned. With two operators only."""
 
     reads_entropy = False
     reads_recency = True
@@ -48,9 +49,7 @@ class RecurrenceRouter(ThresholdRouter):
             raise ValueError("router 'recurrence' goes by when tokens last occurred: give Context(recency_BT=...)")
         return context.recency_BT
 
-    def part(self, score_N: Tensor) -> tuple[float, float]:
-        """As of any router; without a share all tokens that recur are above the thresholds."""
-        if self.share is None and self.dense == 0.0:
-            self.set_thresholds(*self.start)
-            return self.start
-        return super().part(score_N)
+    @property
+    def quantiles(self) -> tuple[float, float] | None:
+        """As of any router; without a share the thresholds part what recurs from what is new."""
+        return None if self.share is None and self.dense == 0.0 else super().quantiles

@@ -191,16 +191,19 @@ class ThresholdRouter(BudgetRouter):
     @torch.no_grad()
     def part(self, score_N: Tensor) -> tuple[float, float]:
         """Set the thresholds to the quantiles of scores that are typical, and return them."""
-        below, above = self.quantiles
-        low = between(score_N, below)
-        high = low if above == below else between(score_N, above)  # sorting them once, in each step of training
+        if self.quantiles is None:
+            low, high = self.start
+        else:
+            below, above = self.quantiles
+            low = between(score_N, below)
+            high = low if above == below else between(score_N, above)  # sorting them once, in each step of training
         self.set_thresholds(low, high)
         return low, high
 
     @property
-    def quantiles(self) -> tuple[float, float]:
+    def quantiles(self) -> tuple[float, float] | None:
         """Where calibration puts the thresholds: the paper's thirds for three operators; for two, which the mean of the
-        thresholds parts, both where they leave `share` above them, or half of the tokens."""
+        thresholds parts, both where they leave `share` above them, or half of the tokens. None: where they start."""
         above = self.shares[-1]
         return (1 / 3, 2 / 3) if self.num_operators == 3 else (1 - above, 1 - above)
 

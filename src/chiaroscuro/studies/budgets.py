@@ -155,9 +155,9 @@ DEEPER = Study(
     arms=_as_large(
         (
             _arm(TWIN, "aaaaaaaa"),
-            _arm(RECURRING, "nnnrnnnnnrnn", router="recurrence", share=None),
-            _arm(ONE_LAYER, "nnnannnnnann"),
-            _arm("random, 12.5 %", "nnnrnnnnnrnn", router="random"),
+            _arm(RECURRING, "nnnrnnnnnrn", router="recurrence", share=None),
+            _arm(ONE_LAYER, "nnnannnnnan"),
+            _arm("random, 12.5 %", "nnnrnnnnnrn", router="random"),
             _arm(NO_ATTENTION, "nnnnnnnnnnnn"),
         ),
         layers=8,

@@ -176,9 +176,8 @@ CLAIMS = (
     Claim(
         "Ours: tokens that recur, in twice the layers and over windows twice as long",
         "At most two per cent of perplexity for at most a quarter of the attention FLOPs.",
-        "The recipe `chiar` with twelve layers against full attention with eight, which is as large by the width of "
-        "the feed-forward networks, on source code in windows of 512 tokens, each at the better of two learning rates, "
-        "three seeds.",
+        "The recipe `chiar` with eleven layers against full attention with eight, which is as large, on source code in "
+        "windows of 512 tokens, each at the better of two learning rates, three seeds.",
         ("deeper",),
         own.in_twice_the_layers,
         "Larger models, more tokens and longer texts.",

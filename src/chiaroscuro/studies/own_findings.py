@@ -183,7 +183,7 @@ def in_twice_the_layers(studies: Studies) -> Finding:
     return Finding(
         recurring.as_good(),
         [
-            f"Tokens that recur, in two layers of twelve, against full attention in eight: {recurring}; all tokens of "
+            f"Tokens that recur, in two layers of eleven, against full attention in eight: {recurring}; all tokens of "
             f"those layers {whole}; without any attention {without}. Tokens that recur against a random half: "
             f"{unchosen}.",
             f"Mean perplexities divided by full attention's: {_times(study, RECURRING)}. Of all tokens attend in those "
