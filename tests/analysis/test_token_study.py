@@ -9,7 +9,7 @@ import torch
 from chiaroscuro import ChiarConfig, ChiarForCausalLM
 from chiaroscuro.analysis import Sample, study_tokens, word_classes
 from chiaroscuro.analysis.tokens import _benefits, _best, _correlation, _losses, _mean, _picked_linearly
-from chiaroscuro.routing import forced
+from chiaroscuro.routing import forced, recency
 from chiaroscuro.studies.table import with_error
 
 T, VOCAB = 24, 50
@@ -153,6 +153,10 @@ def test_the_figures_of_a_model():
             assert sum(group["tokens"] for group in groups.values()) == found["tokens"]
             total = sum(group["tokens"] * group["attention"] for group in groups.values())
             assert total / found["tokens"] == pytest.approx(float(share), abs=1e-6)
+        groups = [layer["benefit"][name]["value"] for name in ("recurring", "new", "all")]
+        recur = float((recency(sample.ids_BT) > 0)[:, :-1].float().mean())
+        assert recur * groups[0] + (1 - recur) * groups[1] == pytest.approx(groups[2])
+        assert groups[0] != groups[1]
         rare, common = layer["by_frequency"]["0"], layer["by_frequency"]["4"]
         assert rare["tokens"] == pytest.approx(common["tokens"], abs=3)
 

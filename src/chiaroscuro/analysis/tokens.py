@@ -24,7 +24,7 @@ from chiaroscuro.analysis.words import CLASSES, word_classes
 from chiaroscuro.modeling import ChiarForCausalLM
 from chiaroscuro.modeling.layer import ChiarLayer
 from chiaroscuro.ops import noise_entropy
-from chiaroscuro.routing import calibrate, forced
+from chiaroscuro.routing import calibrate, forced, recency
 
 BINS = np.linspace(0.0, 1.0, 201)
 FREQUENCY_BANDS = 5
@@ -78,6 +78,7 @@ def study_tokens(
     for layer in progress(layers):
         benefit_PBT = _benefits(trained, layer, text.ids_BT, pairs, generator)
         figures = _layer_figures(text, before[layer.index][0], *after[layer.index], loss, benefit_PBT)
+        figures["benefit"] |= _by_recurrence(text.ids_BT, benefit_PBT.mean(0))
         share = float(after[layer.index][1].mean())
         figures["benefit"]["linear"] = _picked_linearly(_given(trained, layer, text.ids_BT), benefit_PBT.mean(0), share)
         found[str(layer.index)] = figures
@@ -172,6 +173,15 @@ def _grouped(measured: dict[str, np.ndarray], group: np.ndarray, names: Iterable
         name: {"tokens": int(mask.sum())} | {key: float(values[mask].mean()) for key, values in measured.items()}
         for name, mask in masks.items()
         if mask.any()
+    }
+
+
+def _by_recurrence(ids_BT: Tensor, benefit_BT: np.ndarray) -> dict[str, dict[str, float | None]]:
+    """The mean benefit of the tokens that occurred before in their window, and of those that did not."""
+    recur_BT = (recency(ids_BT) > 0)[:, :-1].numpy()
+    return {
+        "recurring": _mean(np.where(recur_BT, benefit_BT, np.nan)),
+        "new": _mean(np.where(recur_BT, np.nan, benefit_BT)),
     }
 
 

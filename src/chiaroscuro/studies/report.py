@@ -137,6 +137,8 @@ def _tokens(path: Path, folder: Path) -> str:
         "not_routed": "routed away",
         "best": "as many tokens, picked by benefit",
         "linear": "as many, picked by a linear score fitted on other windows",
+        "recurring": "tokens that occurred before in their window",
+        "new": "tokens that did not",
     }
     head = ["layer", *(rows[name] for name in next(iter(found["layers"].values()))["benefit"])]
     head += [f"rank correlation: {pair}" for pair in next(iter(found["layers"].values()))["rank_correlation"]]
