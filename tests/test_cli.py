@@ -314,7 +314,8 @@ def test_audit_passes_a_run_and_names_what_fails(call, run, tmp_path):
     assert "FAILS" not in out
     code, out, _ = call("audit", run, "--json")
     assert {each["check"]: each["holds"] for each in json.loads(out) if each["holds"] is not True} == {
-        "thresholds are calibrated": None  # of which the recipe has none
+        "thresholds are calibrated": None,  # of which the recipe has none, nor a share
+        "no operator starves": None,
     }
     broken = tmp_path / "broken"
     shutil.copytree(run, broken)

@@ -53,7 +53,9 @@ def test_no_shipped_recipe_fails(recipe):
     found = verdicts(model, input_ids)
     assert False not in found.values()
     routed = any(len(operators) > 1 for operators in model.config.layer_operators)
-    nothing_to_find = {THRESHOLDS} if recipe == "chiar" else set() if routed else {DISPATCH, THRESHOLDS, STARVING}
+    nothing_to_find = (
+        {THRESHOLDS, STARVING} if recipe == "chiar" else set() if routed else {DISPATCH, THRESHOLDS, STARVING}
+    )
     assert {check for check, holds in found.items() if holds is None} == nothing_to_find
 
 

@@ -186,10 +186,12 @@ def test_collapse_is_marked(runs, tmp_path):
 
     lines = (runs[0] / "metrics.jsonl").read_text().splitlines()
     logs = [json.loads(line) for line in lines if "routing" in json.loads(line)]
+    for log in logs:  # and a layer that is well
+        log["routing"]["4"], log["utilisation_entropy"]["4"] = {"none": 0.4, "attention": 0.6}, 0.67
     logs[-1]["routing"]["3"] = {"none": 0.999, "attention": 0.001}
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, logs)))
     labels = [line.get_label() for line in training_figures(tmp_path)["utilisation"].axes[0].lines]
-    assert labels == ["layer 4", "layer 4: collapsed, an operator starves"]
+    assert labels == ["layer 4", "layer 4: collapsed, an operator starves", "layer 5"]
     (tmp_path / "metrics.jsonl").write_text("[1]")
     with pytest.raises(ValueError, match="is damaged|holds no logs"):
         training_figures(tmp_path)

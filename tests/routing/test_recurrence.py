@@ -13,11 +13,11 @@ from chiaroscuro.routing import calibrate, recency, router_class
 
 
 def by_definition(ids_BT, known_BT):
-    found = torch.zeros(ids_BT.shape)
+    found = torch.ones(ids_BT.shape)
     for row, known, out in zip(ids_BT.tolist(), known_BT.tolist(), found, strict=True):
-        for t in range(len(row)):
-            before = [s for s in range(t) if row[s] == row[t] and known[s] and known[t]]
-            out[t] = 1 / (t - before[-1]) if before else -1 / (t + 1)
+        for t in (t for t in range(len(row)) if known[t]):
+            before = [s for s in range(t) if row[s] == row[t] and known[s]]
+            out[t] = 1 / (t - before[-1]) if before else -1 / (1 + sum(known[:t]))
     return found
 
 
@@ -48,9 +48,7 @@ def test_every_token_that_recurs_attends_and_with_a_share_those_that_occurred_la
     tokens = ids(16, 200)
     context = Context(recency_BT=recency(tokens))
     recur = (context.recency_BT > 0).float()
-    for _ in range(2):
-        assert torch.equal(every(torch.zeros(16, 200, 8), None, context)[..., 1], recur)
-        assert every.part(context.recency_BT.flatten()) == (0.0, 0.0)
+    assert torch.equal(every(torch.zeros(16, 200, 8), None, context)[..., 1], recur)
     for router in (few, most):
         assert torch.equal(router(torch.zeros(16, 200, 8), None, context)[..., 1], recur)  # not calibrated
         low, _ = router.part(context.recency_BT.flatten())
@@ -84,4 +82,26 @@ def test_a_model_knows_when_tokens_last_occurred_past_padding_and_cache_and_with
     for found, wanted in zip(later, attending(expected), strict=True):
         assert torch.equal(found, wanted[[1, 0], 20:])
     embeds = model.get_input_embeddings()(tokens)
-    assert all(int(choice.sum()) == 0 for choice in chosen(inputs_embeds=embeds))
+    assert all(choice.all() for choice in chosen(inputs_embeds=embeds))
+
+
+@pytest.mark.parametrize("share", [None, 0.3, 0.9])
+def test_padding_before_a_text_changes_nothing_whatever_the_share(share):
+    model, text = tiny_model("chiar", routed_share=share), ids(1, 12) % 7
+    calibrate(model, ids(8, 40) % 7)
+    padded = torch.cat((torch.full((1, 30), 3), text), 1)
+    mask = torch.cat((torch.zeros(1, 30), torch.ones(1, 12)), 1)
+    alone = model(text, output_routing=True)
+    beside = model(padded, attention_mask=mask, output_routing=True)
+    assert torch.equal(alone.routing[0].choice, beside.routing[0].choice[:, 30:])
+    assert 0 < int(alone.routing[0].choice.sum()) < 12
+    torch.testing.assert_close(beside.logits[:, 30:], alone.logits, atol=1e-10, rtol=0)
+
+
+def test_without_a_share_who_recurs_attends_whatever_thresholds_were_saved(tmp_path):
+    model, text = tiny_model("chiar", routed_share=0.5), ids(2, 40)
+    calibrate(model, ids(8, 40))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, routed_share=None)
+    assert torch.equal(loaded(text, output_routing=True).routing[0].choice, (recency(text) > 0).long())
+    assert calibrate(loaded, text) == []

@@ -73,8 +73,7 @@ def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
     for axes, least in zip(panels, (50, 250), strict=False):
         assert axes.get_ylabel() == measure
         curves = {container.get_label(): container.lines[0].get_data() for container in axes.containers}
-        assert set(curves) - {"whole layers, post-norm"} == {*ROUTERS, "whole layers"}
-        assert list(curves.pop("whole layers, post-norm", ([1.0], []))[0]) == [1.0]
+        assert set(curves) == {*ROUTERS, "whole layers"}
         for name, (x, y) in curves.items():
             budgets = {spent(arm.name) for arm in study.arms if name in arm.curves}
             assert list(x) == sorted(budgets)

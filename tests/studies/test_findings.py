@@ -150,6 +150,10 @@ def test_tokens_that_recur_are_as_good_on_source_code_and_on_reviews_each_by_its
         assert verdict(page, title) == f"source code: {code}; reviews: {reviews}"
     assert "full attention's: 0.905 (test) on source code, 1.020 (test), 1.020 (wikitext) on reviews." in page
     assert "Without any attention: +35.0 % [" in page
+    assert "which takes 37.5 and 37.5 % of full attention's FLOPs; the random half takes 37.5 and 37.5 %." in page
+    write(STUDIES["half"])
+    half = report([STUDIES[name] for name in (*studies, "half")], *place[1:])
+    assert "in as large a model, perplexity differs by +35.0 % [" in half
 
 
 def test_what_attends_of_a_text_is_told_beside_what_is_asked_for(write, tmp_path):
@@ -200,9 +204,8 @@ def test_all_keys_for_chosen_tokens_are_held_against_near_keys_for_all(write, tm
         assert verdict(report(*place), title) == expected
     write(study, {"sliding window, 12.5 %": 4.05}, attention={"sliding window, 12.5 %": 0.12})
     page = report(*place)
-    assert (
-        "takes 12.0 % of full attention's FLOPs; against all keys for all tokens of the layer it has +5.1 % [" in page
-    )
+    assert "takes 12.0 % of full attention's FLOPs, those tokens 37.5 %; against all keys for all tokens of the" in page
+    assert "layer it has +5.1 % [" in page
     assert ", against full attention +5.1 % [" in page
 
 

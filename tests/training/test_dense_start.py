@@ -160,6 +160,7 @@ def test_what_has_no_share_to_lower_is_refused(plan, tmp_path):
     for recipe, fields in (
         ("full_attention", {"routed_share": None, "layer_operators": [["attention"]] * 5}),
         ("chiar", {"routed_share": 1.0}),
+        ("chiar", {"routed_share": None, "router": "recurrence"}),
         (
             "spectral",
             {"routed_share": None, "router": "threshold", "layer_operators": [["dct", "rbf", "attention"]] * 5},

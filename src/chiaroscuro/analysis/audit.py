@@ -223,18 +223,18 @@ def _thresholds_fit(model: nn.Module, ids_BT: Tensor) -> Verdict:
 
     def look(router: Any, args: tuple[Any, ...]) -> None:
         score = router.score(*args).flatten()
-        for quantile, threshold in zip(router.quantiles or (), router.thresholds, strict=False):
+        for quantile, threshold in zip(router.quantiles, router.thresholds, strict=True):
             share = float((score < threshold).double().mean())
             apart[f"layer {router.layer + 1}: {share:.2f} of tokens below the threshold for {quantile:.2f}"] = abs(
                 share - quantile
             )
 
     with ExitStack() as stack:
-        for router in threshold_routers(model):
+        for router in (each for each in threshold_routers(model) if each.keeps_share):
             stack.enter_context(router.register_forward_pre_hook(look))
         _outputs(model, input_ids=ids_BT)
     if not apart:
-        return None, "no router has thresholds that are calibrated"
+        return None, "no router has thresholds for a share"
     worst = max(apart, key=lambda name: apart[name])
     return apart[worst] <= QUANTILES_APART, worst
 
@@ -256,10 +256,11 @@ def _no_operator_starves(model: nn.Module, ids_BT: Tensor) -> Verdict:
 
     with ExitStack() as stack:
         for layer in _routed(model):
-            stack.enter_context(layer.register_forward_hook(look))
+            if getattr(layer.router, "keeps_share", True):  # else operators get what the text has for them
+                stack.enter_context(layer.register_forward_hook(look))
         _outputs(model, input_ids=ids_BT)
     if not least:
-        return None, "no layer has a choice"
+        return None, "no layer has a choice that is to keep to a share"
     return not starved, ", ".join(starved) or f"the least: {min(least)[1]}"
 
 

@@ -34,7 +34,7 @@ class Force:
 class LayerRoute:
     """One layer. operators: their names, the cheapest first. choice: per token an index into them. shares: of the
     tokens, by operator. entropy, gate: per token the spectral entropy the layer saw and the weight of the operator it
-    went to; thresholds: what the entropy, or the score of a learned router, is held against. These three are empty
+    went to; thresholds: what the entropy, or another score, is held against. These three are empty
     where the layer has none."""
 
     layer: int

@@ -28,6 +28,7 @@ from chiaroscuro.training import RESULTS, Task, load_run, task_of
 
 ROWS, TOKENS = 8, 128
 MOST = 10**9  # parameters of a model without weights: it is built, and copied in float64
+KINDS = 48  # of random tokens
 SMALL = {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 4}
 
 
@@ -101,4 +102,7 @@ def _untrained(recipe: str) -> Subject:
 
 
 def _random_tokens(vocab_size: int, longest: int) -> Tensor:
-    return torch.randint(vocab_size, (ROWS, min(TOKENS, longest)), generator=torch.Generator().manual_seed(0))
+    """Of few kinds, so that some recur, as in text."""
+    return torch.randint(
+        min(vocab_size, KINDS), (ROWS, min(TOKENS, longest)), generator=torch.Generator().manual_seed(0)
+    )

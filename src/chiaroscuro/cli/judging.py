@@ -96,7 +96,7 @@ def calibrate(
     loaded = load(run)
     found = calibrate(loaded.model, *task_of(loaded, data).calibration_text(tokens))
     if not found:
-        raise ValueError(f"nothing to calibrate: {run} has no layer with a threshold router")
+        raise ValueError(f"nothing to calibrate: {run} has no layer whose router keeps to a share by thresholds")
     loaded.model.save_pretrained(run)
     config = loaded.model.config
     noise = noise_entropy(config.hidden_size) if router_class(config.router).reads_entropy else None

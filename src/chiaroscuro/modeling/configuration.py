@@ -218,8 +218,10 @@ class ChiarConfig(PreTrainedConfig):
     def gives_shares(self) -> bool:
         """Whether layers route between two operators, of which the second has a share that a dense start can lower."""
         assert self.layer_operators is not None
-        shared = max(map(len, self.layer_operators)) == 2 and self.routed_share != 1.0
-        return shared and issubclass(router_class(self.router), BudgetRouter)
+        two, router = max(map(len, self.layer_operators)) == 2, router_class(self.router)
+        if not two or not issubclass(router, BudgetRouter):
+            return False
+        return router.halves if self.routed_share is None else self.routed_share != 1.0
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """With a file beside it by which transformers finds the classes for `trust_remote_code=True` where nobody has

@@ -118,7 +118,8 @@ class ChiarModel(ChiarPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> ChiarModelOutput:
-        """input_ids (B, T) or inputs_embeds (B, T, D); attention_mask (B, past + T), zero at padding.
+        """input_ids (B, T) or inputs_embeds (B, T, D), which router "recurrence" takes for tokens that recur, all of
+        them; attention_mask (B, past + T), zero at padding.
 
         output_attentions: the weights of each operator that attends, layer by layer, (B, N, T, K), zero for tokens
             routed elsewhere.
@@ -259,7 +260,7 @@ class ChiarModel(ChiarPreTrainedModel):
     def _recency(
         self, ids_BT: Tensor | None, valid_BT: Tensor | None, hidden_BTD: Tensor, cached: list[RoutedCacheLayer]
     ) -> Tensor | None:
-        """When the tokens last occurred, if a router goes by it. Embeddings without ids are all new."""
+        """When the tokens last occurred, if a router goes by it."""
         routers = (layer.mixer.router for layer in cast(list[ChiarLayer], self.layers))
         if not any(router is not None and router.reads_recency for router in routers):
             return None

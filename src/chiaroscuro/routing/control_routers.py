@@ -58,7 +58,6 @@ class HashRouter(ThresholdRouter):
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):
         super().__init__(hidden_size, num_operators, layer, share)
-        assert self.quantiles is not None
         self.start = self.quantiles  # of hashes, which are spread evenly over [0, 1)
         self.salt: Tensor
         self.register_buffer("salt", torch.empty((), dtype=torch.int64))

@@ -1,7 +1,9 @@
 """A router that goes by when a token last occurred: attention has something to look up for tokens that recur.
 
-Shapes: B batch, T tokens.
+Shapes: B batch, T tokens, P earlier tokens of the same rows.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,11 +13,12 @@ from chiaroscuro.routing.router import ThresholdRouter, register_router
 
 
 def recency(ids_BT: Tensor, known_BT: Tensor | None = None, state: dict[str, Tensor] | None = None) -> Tensor:
-    """1 / n for a token whose id last occurred n tokens earlier in its row, (B, T); for one that is new there, as the
-    t-th of the row, -1 / t, so that of these the later ones, which have more before them, come first.
+    """1 / n for a token whose id last occurred n tokens earlier in its row, (B, T); for one that is new there, behind t
+    tokens with an id, -1 / (t + 1), so that of the new ones those come first that have more before them.
 
-    Where `known_BT` is false, as at padding, a token has no id: it is new, and no later one recurs for it. `state`
-    carries the ids from call to call, for rows that come in pieces.
+    Where `known_BT` is false a token has no id, as padding and embeddings have none: it counts as one that recurs (1),
+    since nobody can tell, and no later one recurs for it. `state` carries the ids from call to call, for rows that come
+    in pieces.
     """
     past = state["ids"].shape[1] if state else 0
     ids_BT = ids_BT.long()
@@ -24,12 +27,28 @@ def recency(ids_BT: Tensor, known_BT: Tensor | None = None, state: dict[str, Ten
         ids_BT = torch.where(known_BT, ids_BT, of_its_own)
     if state is not None:
         ids_BT = state["ids"] = torch.cat((state["ids"], ids_BT), 1) if state else ids_BT
+    back_BT = (_back_of_one if ids_BT.shape[1] == past + 1 else _back)(ids_BT)[:, past:]
+    behind_BT = (ids_BT >= 0).cumsum(1)[:, past:]  # itself included
+    near_BT = torch.where(back_BT > 0, 1.0 / back_BT, -1.0 / behind_BT)
+    return near_BT if known_BT is None else torch.where(known_BT, near_BT, 1.0)
+
+
+def _back(ids_BT: Tensor) -> Tensor:
+    """How many tokens earlier each id last occurred in its row, 0 where it did not."""
     sorted_ids_BT, place_BT = ids_BT.sort(stable=True)
     recurs_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     recurs_BT[:, 1:] = sorted_ids_BT.diff() == 0
-    back_BT = place_BT.diff(prepend=place_BT[:, :1] - 1)
-    found_BT = torch.where(recurs_BT, 1.0 / back_BT, -1.0 / (place_BT + 1))
-    return torch.zeros_like(found_BT).scatter(1, place_BT, found_BT)[:, past:]
+    back_BT = place_BT.diff(prepend=place_BT[:, :1]) * recurs_BT
+    return torch.zeros_like(back_BT).scatter(1, place_BT, back_BT)
+
+
+def _back_of_one(ids_BT: Tensor) -> Tensor:
+    """The same for the last token of each row alone, without a sort: as in generation, token by token."""
+    places_T = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device)
+    last_B = ((ids_BT[:, :-1] == ids_BT[:, -1:]) * places_T[:-1]).amax(1) if len(places_T) > 1 else 0 * ids_BT[:, 0]
+    back_BT = torch.zeros_like(ids_BT)
+    back_BT[:, -1] = torch.where(last_B > 0, places_T[-1] - last_B, 0)
+    return back_BT
 
 
 @register_router("recurrence")
@@ -40,6 +59,7 @@ class RecurrenceRouter(ThresholdRouter):
     reads_entropy = False
     reads_recency = True
     most_operators = 2
+    halves: ClassVar[bool] = False
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):
         super().__init__(hidden_size, num_operators, layer, share, low=0.0, high=0.0)
@@ -49,7 +69,8 @@ class RecurrenceRouter(ThresholdRouter):
             raise ValueError("router 'recurrence' goes by when tokens last occurred: give Context(recency_BT=...)")
         return context.recency_BT
 
-    @property
-    def quantiles(self) -> tuple[float, float] | None:
-        """As of any router; without a share the thresholds part what recurs from what is new."""
-        return None if self.share is None and self.dense == 0.0 else super().quantiles
+    def choose(self, score_BT: Tensor, context: Context) -> Tensor:
+        """As of any router; without a share it is known what recurs, whatever the thresholds."""
+        if self.keeps_share or self.share_at_hand is not None:
+            return super().choose(score_BT, context)
+        return (score_BT > 0).long()

@@ -98,13 +98,16 @@ def router_class(name: str) -> type[Router]:
 
 
 class BudgetRouter(Router):
-    """Of two operators the second gets `share` of the tokens; without a share all get the same.
+    """Of two operators the second gets `share` of the tokens; without a share all get the same, or what it takes is up
+    to the text (`halves`).
 
     dense: how much of the way from all tokens to that share is still to go, which is none but in training that started
         with all of them (`chiaroscuro.training.DenseStart`).
 
     Raises ValueError for a share outside [0, 1], and for one with another number of operators.
     """
+
+    halves: ClassVar[bool] = True
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):
         super().__init__(hidden_size, num_operators, layer)
@@ -114,6 +117,11 @@ class BudgetRouter(Router):
                 raise ValueError(f"a share parts the tokens between two operators, not {num_operators}")
         self.share = share
         self.dense = 0.0
+
+    @property
+    def keeps_share(self) -> bool:
+        """Whether it is said how many tokens an operator gets."""
+        return self.halves or self.share is not None
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -170,7 +178,7 @@ class ThresholdRouter(BudgetRouter):
 
     def gates(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context) -> Tensor:
         """As of any router; in training what is scored is kept, for `chiaroscuro.routing.follow`."""
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and self.keeps_share:
             entropy = None if entropy_BT is None else entropy_BT.detach()
             self.seen = x_BTD.detach(), entropy, context.of_the_tokens()
         return super().gates(x_BTD, entropy_BT, context)
@@ -191,19 +199,16 @@ class ThresholdRouter(BudgetRouter):
     @torch.no_grad()
     def part(self, score_N: Tensor) -> tuple[float, float]:
         """Set the thresholds to the quantiles of scores that are typical, and return them."""
-        if self.quantiles is None:
-            low, high = self.start
-        else:
-            below, above = self.quantiles
-            low = between(score_N, below)
-            high = low if above == below else between(score_N, above)  # sorting them once, in each step of training
+        below, above = self.quantiles
+        low = between(score_N, below)
+        high = low if above == below else between(score_N, above)  # sorting them once, in each step of training
         self.set_thresholds(low, high)
         return low, high
 
     @property
-    def quantiles(self) -> tuple[float, float] | None:
+    def quantiles(self) -> tuple[float, float]:
         """Where calibration puts the thresholds: the paper's thirds for three operators; for two, which the mean of the
-        thresholds parts, both where they leave `share` above them, or half of the tokens. None: where they start."""
+        thresholds parts, both where they leave `share` above them, or half of the tokens."""
         above = self.shares[-1]
         return (1 / 3, 2 / 3) if self.num_operators == 3 else (1 - above, 1 - above)
 

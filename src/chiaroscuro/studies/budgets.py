@@ -97,7 +97,7 @@ def _post_norm(arm: Arm, learning_rates: tuple[float, ...] = ()) -> Arm:
         arm,
         name=f"{POST_NORM}{arm.name}",
         fields=arm.fields | {"norm_placement": "post", "embedding_norm": False},
-        curves=(f"{LAYERS}, post-norm",) if LAYERS in arm.curves else (),
+        curves=(),
         learning_rates=learning_rates,
     )
 

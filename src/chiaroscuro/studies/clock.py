@@ -29,8 +29,8 @@ ABOUT = {  # what the folders of runs are called, and what is in them
     "run": 'All targets but `chiar`; "routed by entropy" takes the tokens of the highest entropy instead. Full '
     "attention beside `v2` has as many layers, and 4 % more parameters in its body; up to commit e5a5f8641eb3 it is "
     "the recipe `full_attention`, which is pre-norm, and after that the twin of `v2`.",
-    "chiar": 'The recipe `chiar` and its twin. "Routed by benefit" takes the tokens that its router picks; a training '
-    "step always does so, and explores as well.",
+    "chiar": 'The recipe `chiar` and its twin, given random ids of 512, most of which recur. "Routed by recurrence" '
+    "takes those that do.",
 }
 
 

@@ -169,7 +169,9 @@ def tokens_that_recur(studies: Studies) -> Finding:
             f"{layer}, and against a random half: {unchosen}. Without any attention: {without}.",
             f"Mean perplexities divided by full attention's: {_times(code, RECURRING)} on source code, "
             f"{_times(reviews, RECURRING)} on reviews. Of all tokens attend in that layer "
-            f"{_attending(code, RECURRING)} on source code, {_attending(reviews, RECURRING)} on reviews.",
+            f"{_attending(code, RECURRING)} on source code, {_attending(reviews, RECURRING)} on reviews, which takes "
+            f"{_of_attention(code, RECURRING)} and {_of_attention(reviews, RECURRING)} % of full attention's FLOPs; "
+            f"the random half takes {_of_attention(code, UNCHOSEN)} and {_of_attention(reviews, UNCHOSEN)} %.",
         ],
         [*table, *more[1:]],
     )
@@ -201,6 +203,11 @@ def _times(study: Finished, arm: str) -> str:
         for text in _texts(study)
     }
     return ", ".join(f"{ratio:.3f} ({text or 'test'})" for text, ratio in ratios.items())
+
+
+def _of_attention(study: Finished, arm: str) -> str:
+    """The part of full attention's attention FLOPs that an arm takes on the test split, in per cent."""
+    return f"{100 * study.table[arm]['attention_ratio']['mean']:.1f}"
 
 
 def _attending(study: Finished, arm: str) -> str:
@@ -265,12 +272,12 @@ def far_or_near(studies: Studies) -> Finding:
     pairs = [("recurrence, 12.5 %", NEAR), (NEAR, ONE_LAYER), (NEAR, TWIN)]
     table, each = _on_texts(study, pairs)
     found, of_layer, of_full = each.values()
-    attention = 100 * study.table[NEAR]["attention_ratio"]["mean"]
     return Finding(
         gained(found.own),
         [
             f"All keys for the tokens of a layer that recur against the nearest keys for all of its tokens: {found}. "
-            f"That window takes {attention:.1f} % of full attention's FLOPs; against all keys for all tokens of the "
+            f"That window takes {_of_attention(study, NEAR)} % of full attention's FLOPs, those tokens "
+            f"{_of_attention(study, 'recurrence, 12.5 %')} %; against all keys for all tokens of the "
             f"layer it has {of_layer}, against full attention {of_full}."
         ],
         table,

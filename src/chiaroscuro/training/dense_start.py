@@ -25,7 +25,7 @@ class DenseStart:
     def __init__(self, model: nn.Module, steps: int):
         self.routers = [module for module in model.modules() if isinstance(module, BudgetRouter)]
         many = any(router.num_operators > 2 for router in self.routers)
-        if many or all(router.share == 1.0 for router in self.routers):
+        if many or not any(router.keeps_share and router.share != 1.0 for router in self.routers):
             raise ValueError(
                 "a dense start (dense_steps) is for routers that give two operators a share of the tokens each; "
                 "that of a retrofitted model is set before, by set_share"
