@@ -139,10 +139,10 @@ def test_the_clock_tells_of_every_run_and_how_often_a_bound_was_missed(tmp_path)
     assert cells in written
     assert "run-2: [layer](../results/bench/run-2/layer.json); run-3: [layer]" in written
     assert "Executed FLOPs are 1.001 to 1.003 of those planned." in written
-    assert "The recipe `chiar` and its twin." not in written
+    assert "The recipe `chiar` and its twin, given" not in written
     run(9, 0.7, 140.0, "chiar")
     written = report([], tmp_path / "results", page)
-    assert "Executed FLOPs are 1.001 to 1.003 of those planned.\n\nThe recipe `chiar` and its twin." in written
+    assert "Executed FLOPs are 1.001 to 1.003 of those planned.\n\nThe recipe `chiar` and its twin, given" in written
     assert "chiar-9: [layer](../results/bench/chiar-9/layer.json).\n" in written
     lengths = tmp_path / "results" / "bench" / "lengths"
     lengths.mkdir()
