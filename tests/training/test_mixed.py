@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.helpers import ids, tiny_config
+from tests.helpers import EXPLORING, ids, tiny_config
 
 from chiaroscuro import ChiarForSequenceClassification
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForMixedTasks
@@ -134,6 +134,7 @@ def test_thresholds_follow_the_text_and_not_the_other_tasks(plan, tmp_path, monk
         seen.extend(router.seen[0].shape[:2] for router in threshold_routers(model))
 
     monkeypatch.setattr("chiaroscuro.training.trainer.follow", noting)
+    plan = replace(plan, fields=plan.fields | EXPLORING | {"num_hidden_layers": 5})
     task = prepare(plan)
     monkeypatch.setattr(
         task, "extra_batch", lambda step: ("listops_flat", {"input_ids": ids(3, 9), "labels": ids(3, 1)[:, 0] % 10})
