@@ -204,7 +204,7 @@ def test_a_score_of_what_is_known_of_the_tokens_is_the_same_wherever_it_is_asked
 
 
 def test_what_was_scored_last_is_no_part_of_a_model(tmp_path):
-    model = tiny_model("chiar").train()
+    model = tiny_model("chiar", routed_share=0.5).train()
     router = next(module for module in model.modules() if isinstance(module, ThresholdRouter))
     executed_forward_flops(model, ids(2, 20), training=True)
     assert router.seen is None  # nothing is learned from it
