@@ -158,10 +158,7 @@ class ChiarModel(ChiarPreTrainedModel):
             traced=output_routing,
         )
 
-        meta_gate = None
-        if self.meta_router is not None:
-            state = cached[0].states["meta_router"] if cached else None
-            meta_gate = self.meta_router(hidden_BTD, valid_BT, state)
+        meta_gate = self._meta_gate(hidden_BTD, valid_BT, cached)
         traces: list[RoutingTrace] = []
         for layer in self.layers:
             gate = meta_gate if layer.index == 0 else None
@@ -256,6 +253,13 @@ class ChiarModel(ChiarPreTrainedModel):
         if self.embedding_norm is not None:
             hidden_BTD = self.embedding_norm(hidden_BTD)
         return cast(Tensor, self.dropout(hidden_BTD))
+
+    def _meta_gate(self, hidden_BTD: Tensor, valid_BT: Tensor | None, cached: list[RoutedCacheLayer]) -> Tensor | None:
+        """How much of the first layer to use, where there is a MetaRouter to say it."""
+        if self.meta_router is None:
+            return None
+        state = cached[0].states["meta_router"] if cached else None
+        return cast(Tensor, self.meta_router(hidden_BTD, valid_BT, state))
 
     def _recency(
         self, ids_BT: Tensor | None, valid_BT: Tensor | None, hidden_BTD: Tensor, cached: list[RoutedCacheLayer]

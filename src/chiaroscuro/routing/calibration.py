@@ -51,8 +51,8 @@ def calibrate(
     model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, fit_mixers: bool = False
 ) -> list[Calibration]:
     """Set the thresholds of every threshold router to its quantiles of what it sees on `input_ids_BT`, as `between`
-    takes them: the 33rd and 67th percentile, or what leaves its share above them. A router whose share is
-    up to the text ("recurrence" without one) is left alone.
+    takes them: the 33rd and 67th percentile, or what leaves its share above them. A router whose share is up to the
+    text ("recurrence" without one) is left alone.
 
     One forward pass does all layers: a router's thresholds are set before it decides, so each layer sees the input
         that the calibrated layers below it produce. `input_ids_BT` should be held-out text, at least some thousand

@@ -81,9 +81,9 @@ def _as_large(arms: Iterable[Arm], layers: int, hidden_size: int) -> tuple[Arm, 
     return tuple(sized)
 
 
-def _routed(ending: str, layers: str, names: Iterable[str] = ROUTERS) -> list[Arm]:
+def _routed(ending: str, layers: str) -> list[Arm]:
     """An arm for each router."""
-    return [_arm(f"{name}, {ending}", layers, (name,), ROUTERS[name]) for name in names]
+    return [_arm(f"{name}, {ending}", layers, (name,), ROUTERS[name]) for name in ROUTERS]
 
 
 def _dense_start(arm: Arm, steps: int) -> Arm:
