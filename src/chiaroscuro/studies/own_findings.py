@@ -200,7 +200,7 @@ def _times(study: Finished, arm: str) -> str:
     own, twin = study.table[arm], study.table[TWIN]
     ratios = {
         text: on_text(own, text)["perplexity"]["mean"] / on_text(twin, text)["perplexity"]["mean"]
-        for text in _texts(study)
+        for text in (None, *study.study.plan.test_on)
     }
     return ", ".join(f"{ratio:.3f} ({text or 'test'})" for text, ratio in ratios.items())
 
