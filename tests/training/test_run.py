@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,18 @@ def test_a_recipe_keeps_its_sizes_and_others_are_small(english):
     assert sizes("v2_400m") == (1024, 28)
     assert sizes("v2_400m", hidden_size=64) == (64, 28)
     assert sizes("chiar", layer_operators=[["none"], ["attention"]]) == (128, 2)
+
+
+@pytest.mark.parametrize(("bf16", "has_instructions", "warned"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_bfloat16_on_a_processor_without_it_is_warned_of(plan, tmp_path, monkeypatch, bf16, has_instructions, warned):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    plan = replace(plan, steps=1, bf16=bf16)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        train(plan, prepare(plan), tmp_path / "run")
+    assert sum("no instructions for bfloat16" in str(each.message) for each in found) == warned
 
 
 def test_another_recipe_is_as_wide_as_the_one_that_it_is_held_against(plan, tmp_path):

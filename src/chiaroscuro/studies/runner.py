@@ -51,6 +51,7 @@ def run_study(study: Study, places: Places, processes: int) -> dict[str, dict[st
     Raises ValueError when the results there are of other code, data or plans, when one of them is damaged, and, after
     everything else has been done, when runs failed, and when all of an arm diverged.
     """
+    study.plan.warn_if_slow()
     task = prepare(study.with_all_data())
     origin = origin_of(task)
     claim(places.results, origin)

@@ -1,9 +1,12 @@
 """What a training run is told: the recipe, the text, and the budget."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
+
+import torch
 
 from chiaroscuro.data import SPLITS, TASKS
 from chiaroscuro.modeling import ChiarConfig
@@ -113,6 +116,17 @@ class TrainingPlan:
         checkpoint has to come with a log if the curve of a resumed run is to be that of a whole one."""
         most = max(1, self.steps // LOGS_PER_RUN)
         return most if self.save_every is None else max(n for n in range(1, most + 1) if self.save_every % n == 0)
+
+    def warn_if_slow(self) -> None:
+        """Warn where products in bfloat16 are wanted of a processor without instructions for them (on x86, AVX-512): a
+        step then takes some ten times as long as in float32 (docs/log.md, 2026-11-30)."""
+        on_processor = self.bf16 and not torch.cuda.is_available() and torch.backends.mkldnn.is_available()
+        if on_processor and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            warnings.warn(
+                "bf16: this processor has no instructions for bfloat16, and a step takes some ten times as long as "
+                "without it",
+                stacklevel=3,
+            )
 
     def config(self, fields: dict[str, Any]) -> ChiarConfig:
         """The model's configuration, given the fields that follow from the data."""

@@ -78,6 +78,7 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
         raise ValueError("a run with further tasks (mixed) is trained by one process")
     if resume:
         on_first(lambda: started_plan(out))  # before anything is made where there is none
+    on_first(plan.warn_if_slow)
     with ExitStack() as stack:
         on_first(lambda: stack.enter_context(alone_in(out)))
         results = on_first(lambda: _finished(plan, out)) if resume else None
