@@ -139,11 +139,11 @@ def test_the_budgets_of_text_are_those_asked_for():
         assert budgets == {0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0}
 
 
-def test_what_half_finds_budgets_tries_again_in_mixed_precision_on_source_code_and_reviews_on_reviews():
+def test_what_half_finds_budgets_tries_again_on_source_code_and_reviews_on_reviews():
     arms = {arm.name: arm for arm in HALF.arms}
     shared = [arm for arm in BUDGETS.arms if arm.name in (TWIN, UPPER)]
     assert len(shared) == 2
     assert all((arm.recipe, arm.fields) == (arms[arm.name].recipe, arms[arm.name].fields) for arm in shared)
-    assert replace(REVIEWS.plan, bf16=False, test_on=HALF.plan.test_on) == HALF.plan
+    assert replace(REVIEWS.plan, test_on=HALF.plan.test_on) == HALF.plan
     assert replace(BUDGETS.plan, data=REVIEWS.plan.data, test_on=REVIEWS.plan.test_on) == REVIEWS.plan
     assert {ONE_LAYER, RECURRING, TWIN} < {arm.name for arm in REVIEWS.arms} < {arm.name for arm in BUDGETS.arms}

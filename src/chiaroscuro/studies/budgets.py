@@ -116,7 +116,6 @@ _RECURRING = _arm(RECURRING, "nnnrnn", router="recurrence", share=None)
 _BY_ROUTED_KEYS = _arm(ROUTED_KEYS, "nnnrr", attention_keys="routed")
 
 _WIKITEXT = {"wikitext": "articles:wikitext-2"}
-_MIXED_PRECISION = replace(PLAN, test_on=_WIKITEXT, bf16=True)  # many runs, a third faster so
 _RATES = (4e-3, 6.3e-3, 1e-2)
 # Of arms whose best of three rates was the lowest or the highest: one more beyond it.
 _TWIN_RATES = (2.5e-3, *_RATES)
@@ -151,7 +150,7 @@ HALF = Study(
 DEEPER = Study(
     name="deeper",
     question="One attending layer of six, or its tokens that recur, in twice the layers and windows twice as long?",
-    plan=replace(_MIXED_PRECISION, data="python", test_on={}, seq_len=512, batch_size=4),
+    plan=replace(PLAN, data="python", seq_len=512, batch_size=4),
     arms=_as_large(
         (
             _arm(TWIN, "aaaaaaaa"),
@@ -172,7 +171,7 @@ DEEPER = Study(
 BUDGETS = Study(
     name="budgets",
     question="What does each part of the attention buy, and which tokens are to get it? On source code.",
-    plan=replace(_MIXED_PRECISION, data="python", test_on={}),
+    plan=replace(PLAN, data="python"),
     arms=_as_large(
         (
             _TWIN,
@@ -204,7 +203,7 @@ BUDGETS = Study(
 REVIEWS = Study(
     name="reviews",
     question="One attending layer of six, or its tokens that recur: does that cost anything on reviews?",
-    plan=_MIXED_PRECISION,
+    plan=replace(PLAN, test_on=_WIKITEXT),
     arms=tuple(
         replace(arm, curves=())
         for arm in BUDGETS.arms
