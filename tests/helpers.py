@@ -1,8 +1,10 @@
-"""Tiny models and the two properties that every causal model must have.
+"""Tiny models, the two properties that every causal model must have, and processes that start quickly.
 
 Shapes: B batch, T tokens, D model channels.
 """
 
+import multiprocessing
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,8 @@ from chiaroscuro import RECIPES, ChiarConfig, ChiarForCausalLM
 SMALL_RECIPES = [name for name in RECIPES if name != "v2_400m"]
 ROUTERS = ["threshold", "soft", "hard", "learned", "benefit", "recurrence", "random", "interleaved"]
 HARD_ROUTERS = [name for name in ROUTERS if name != "soft"]
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["chiaroscuro.cli", "chiaroscuro.training"])  # importing takes longer than they run
 VOCAB, D = 61, 16
 # Two layers with a router that learns and explores, below them three without an operator.
 EXPLORING = {"router": "benefit", "layer_operators": [["none"]] * 3 + [["none", "attention"]] * 2}
@@ -65,6 +69,12 @@ def tiny_model(recipe: str = "spectral", **fields: Any) -> ChiarForCausalLM:
 
 def ids(B: int, T: int, seed: int = 0) -> Tensor:
     return torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def reach(function: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:

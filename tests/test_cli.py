@@ -19,6 +19,7 @@ from chiaroscuro import ChiarConfig, cli, tables
 from chiaroscuro.analysis import sample
 from chiaroscuro.modeling import ChiarForCausalLM
 from chiaroscuro.training import TrainingPlan
+from tests.helpers import free_port
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -54,12 +55,6 @@ def call(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run_command
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_train_leaves_a_run_folder(run):

@@ -4,13 +4,11 @@ import json
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from chiaroscuro import ChiarConfig
+from chiaroscuro import ChiarConfig, cli
 from chiaroscuro.flops import planned_flops
 from chiaroscuro.studies import STUDIES, report
 from chiaroscuro.studies.evidence import Finished, difference, finished
@@ -202,12 +200,12 @@ def test_the_page_of_results_is_what_the_command_writes():
     assert report(studies, ROOT / "results", page) == page.read_text()
 
 
-def test_the_page_shows_the_figures_of_a_study_that_has_just_been_finished(tmp_path):
+def test_the_page_shows_the_figures_of_a_study_that_has_just_been_finished(tmp_path, monkeypatch):
     made = tmp_path / "results" / "small_text"
     shutil.copytree(ROOT / "results" / "small_text" / "runs", made / "runs")
     shutil.copy(ROOT / "results" / "small_text" / "study.json", made)
-    command = [sys.executable, "-m", "chiaroscuro", "report", "--results", "results", "--page", "page.md"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    monkeypatch.chdir(tmp_path)
+    cli.app(["report", "--results", "results", "--page", "page.md"], standalone_mode=False)
     shown = re.findall(r"!\[small_text: \w+\]\((.*?)\)", (tmp_path / "page.md").read_text())
     assert shown == [f"results/small_text/figures/{name}.png" for name in ("cost", "curves", "shares")]
     assert all((tmp_path / place).is_file() for place in shown)

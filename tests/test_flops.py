@@ -83,7 +83,7 @@ def test_planned_equals_executed_when_rows_differ_in_how_many_tokens_they_route(
 )
 @pytest.mark.parametrize("keys", ["all", "routed"])
 def test_planned_equals_executed_in_generation(recipe, keys, share):
-    past, steps = 100, 40
+    past, steps = 100, 16
     fields = {"router": "interleaved", "attention_keys": keys, "routed_share": share}
     model, input_ids = model_and_ids(recipe, B=1, T=past + steps, **fields)
 

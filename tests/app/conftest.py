@@ -1,9 +1,9 @@
 """A routed run and its full-attention twin, as `compare` leaves them, and a page that shows them."""
 
 import shutil
-import socket
 
 import pytest
+from tests.helpers import free_port
 
 from chiaroscuro.app import Shelf, build, serve
 from chiaroscuro.training import TrainingPlan, compare
@@ -32,9 +32,6 @@ def broken(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(runs, broken):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     page = build(Shelf([*runs, broken]), "A note about these runs.")
-    yield serve(page, "127.0.0.1", port)
+    yield serve(page, "127.0.0.1", free_port())
     page.close()

@@ -2,19 +2,22 @@
 
 import json
 import os
-import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
+import torch
+from tests.helpers import PROCESSES
 
 from chiaroscuro import studies
-from chiaroscuro.studies import STUDIES, Arm, Places, Study, draw, markdown, rows, run_study
+from chiaroscuro.studies import STUDIES, Arm, Places, Study, draw, markdown, rows, run_study, worker
 from chiaroscuro.studies.origin import code_digest, origin_of
 from chiaroscuro.studies.runner import Unfinished, read_results
 from chiaroscuro.training import TrainingPlan, prepare
@@ -50,6 +53,29 @@ def small_study(text: Path) -> Study:
         learning_rates=(1e-3, 1e-2),
         seeds=(0, 1),
     )
+
+
+def as_worker(arguments: list[str], log: str) -> None:
+    """The whole of a process of one run, as its command makes it."""
+    torch.set_num_threads(1)
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 2)
+    plan, folder, result, code = arguments
+    worker.run(Path(plan), Path(folder), Path(result), code)
+
+
+@pytest.fixture
+def forked_runs(monkeypatch) -> None:
+    """Runs whose processes import nothing, which takes longer than they train."""
+
+    def run(command: list[str], stdout: IO[str], **_: object) -> SimpleNamespace:
+        assert command[1:3] == ["-m", "chiaroscuro.studies.worker"]
+        process = PROCESSES.Process(target=as_worker, args=(command[3:], stdout.name))
+        process.start()
+        process.join()
+        return SimpleNamespace(returncode=process.exitcode)
+
+    monkeypatch.setattr("chiaroscuro.studies.runner.subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture
@@ -163,6 +189,7 @@ def test_where_accuracy_is_what_counts_it_chooses_the_rate_and_of_equal_ones_the
     assert set(by_accuracy.best_rates(results).values()) == {1e-2}
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_run_that_diverges_is_a_result_and_does_not_keep_other_arms_from_their_seeds(study, places):
     never_logged = {"steps": 400, "save_every": None}  # before it diverges
     lost = Arm("lost", "full_attention", plan={"weight_decay": 1e30} | never_logged)
@@ -222,33 +249,39 @@ def copied(whole, tmp_path, monkeypatch) -> Study:
     return study
 
 
-SCRIPT = """
-import pickle, signal, sys
-from chiaroscuro.studies import run_study
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs in the background is started without
-study, places = pickle.load(open(sys.argv[1], "rb"))
-run_study(study, places, 2)
-"""
+def by_itself(study: Study, places: Places) -> None:
+    """The whole of a process which, with its runs, is a group."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs in the background is started without
+    try:
+        run_study(study, places, 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
+def begun(study: Study, places: Places, sign: str, count: int = 1) -> BaseProcess:
+    """A study in a process of its own, as soon as that many files of its work have a name like `sign`."""
+    process = PROCESSES.Process(target=by_itself, args=(study, places))
+    process.start()
+    deadline = time.monotonic() + 120
+    while len(list(places.work.glob(sign))) < count:
+        assert time.monotonic() < deadline
+        assert process.is_alive()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.usefixtures("forked_runs")  # for those that end it
 # With its runs, or alone, so that what it began goes on beside the next.
 @pytest.mark.parametrize(("with_runs", "done_before"), [(True, 1), (False, 2)])
-def test_killed_half_way_and_started_again_it_gives_the_same_table(with_runs, done_before, whole, copied, tmp_path):
+def test_killed_half_way_and_started_again_it_gives_the_same_table(with_runs, done_before, whole, copied):
     study, places, results = copied, PLACES, whole[1]
     for name in list(results)[done_before:]:
         (places.results / "runs" / f"{name}.json").unlink()
     shutil.rmtree(places.work)
-    (tmp_path / "study.pickle").write_bytes(pickle.dumps((study, places)))
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "study.pickle")]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # As soon as a run that was not done before has a checkpoint.
-    deadline = time.monotonic() + 120
-    while not any(places.work.glob("*/*seed[12]/checkpoints/*")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = begun(study, places, "*/*seed[12]/checkpoints/*")  # of a run that was not done before
     os.killpg(process.pid, signal.SIGKILL) if with_runs else process.kill()
-    process.wait()
+    process.join()
     done = {path: path.stat().st_mtime_ns for path in places.results.glob("runs/*.json")}
     assert 0 < len(done) < 3 or not with_runs
     resumed = run_study(study, places, processes=2)
@@ -258,6 +291,7 @@ def test_killed_half_way_and_started_again_it_gives_the_same_table(with_runs, do
         assert resumed[name]["curve"][-1] == result["curve"][-1]
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_results_of_other_code_data_or_plans_are_not_added_to(whole, copied, english, tmp_path, monkeypatch):
     study, places, done = copied, PLACES, whole[1]
     with pytest.raises(ValueError, match=r"was made by another plan \(batch_size differ\): move it away"):
@@ -279,6 +313,7 @@ def test_results_of_other_code_data_or_plans_are_not_added_to(whole, copied, eng
         run_study(study, places, 1)
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_what_other_code_or_data_began_is_not_gone_on_with(whole, copied):
     places, (name, first) = PLACES, next(iter(whole[1].items()))
     small = replace(copied, seeds=(0,))
@@ -311,24 +346,18 @@ def test_labels_and_further_tasks_are_data_too(study, tmp_path):
     assert all(origin_of(prepare(plan)).data != each for plan, each in zip(plans, before, strict=True))
 
 
-def test_ctrl_c_starts_no_further_run(study, places, tmp_path):
+def test_ctrl_c_starts_no_further_run(study, places):
     study = replace(study, plan=replace(study.plan, steps=2000, save_every=50), learning_rates=(1e-3, 2e-3, 3e-3))
-    (tmp_path / "study.pickle").write_bytes(pickle.dumps((study, places)))
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "study.pickle")]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while len(list(places.work.glob("*/*/metrics.jsonl"))) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = begun(study, places, "*/*/metrics.jsonl", count=2)
     os.killpg(process.pid, signal.SIGINT)
-    _, complaint = process.communicate(timeout=120)
-    assert b"KeyboardInterrupt" in complaint
+    process.join(120)
+    assert process.exitcode == 130
     logs = [log.read_text() for log in places.work.glob("*/*.log")]
     assert len(logs) == 2
     assert all("stopped by SIGINT" in log for log in logs)
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_failed_run_is_named_and_the_others_are_kept(study, places):
     broken = replace(study, arms=(study.arms[0], Arm("broken", "chiar", {"router": "oracle"})), learning_rates=(1e-3,))
     with pytest.raises(ValueError, match="1 of 2 runs failed: broken_lr0.001_seed0; what they printed is in work"):

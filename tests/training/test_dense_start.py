@@ -29,6 +29,7 @@ def plan(english) -> TrainingPlan:
         batch_size=4,
         seq_len=65,
         warmup_steps=2,
+        eval_tokens=1_000,
         dense_steps=8,
         fields={"hidden_size": 32, "num_attention_heads": 2, "routed_share": 0.25} | EXPLORING,
     )

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.helpers import EXPLORING, ids, tiny_config
+from tests.helpers import EXPLORING, PROCESSES, free_port, ids, tiny_config
 
-from chiaroscuro import ChiarForCausalLM
+from chiaroscuro import ChiarForCausalLM, cli
 from chiaroscuro.modeling import read_json
 from chiaroscuro.routing import follow, threshold_routers
 from chiaroscuro.training import TrainingPlan, load_run, prepare, train
@@ -23,14 +22,34 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 OPTIONS = "--steps 8 --batch-size 4 --seq-len 33 --vocab-size 300 --save-every 4 "
 OPTIONS += "--hidden-size 32 --layers 5 --heads 2"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "chiaroscuro"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def command(english: Path, out: Path, recipe: str = "spectral") -> list[str]:
+def arguments(english: Path, out: Path, recipe: str = "spectral") -> list[str]:
     """A recipe that draws nothing in training, or two processes would draw otherwise than one."""
-    told = ["--recipe", recipe, "--data", str(english), "--out", str(out), *OPTIONS.split()]
-    return [*TORCHRUN, "-m", "chiaroscuro", "train", *told]
+    return ["train", "--recipe", recipe, "--data", str(english), "--out", str(out), *OPTIONS.split()]
+
+
+def rank(number: int, port: int, told: list[str], log: Path) -> None:
+    """What torchrun makes of a command, but for its importing, which takes longer than these runs."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    sys.argv = ["chiaroscuro", *told]
+    with log.open("w") as sys.stderr:
+        cli.main()
+
+
+def side_by_side(told: list[str], folder: Path) -> list[tuple[int | None, str]]:
+    """Exit code and standard error of each of two processes that train one model."""
+    port, logs = free_port(), [folder / f"rank{number}.log" for number in range(2)]
+    processes = [PROCESSES.Process(target=rank, args=(number, port, told, log)) for number, log in enumerate(logs)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [(process.exitcode, log.read_text()) for process, log in zip(processes, logs, strict=True)]
 
 
 def curve(folder: Path) -> list[float]:
@@ -46,7 +65,8 @@ def last(folder: Path, name: str) -> dict:
 @pytest.fixture(scope="module")
 def two(english, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("ranks") / "two"
-    subprocess.run(command(english, out), check=True, capture_output=True, timeout=120, env=ENVIRONMENT)
+    told = [*TORCHRUN, *arguments(english, out)]
+    subprocess.run(told, check=True, capture_output=True, timeout=120, env=ENVIRONMENT)
     return out
 
 
@@ -70,8 +90,8 @@ def test_two_processes_train_the_model_that_one_does(one, two):
 
 def test_two_processes_train_a_model_that_explores(english, tmp_path):
     """Each draws for its own tokens, so that one process trains another model, but as good a one."""
-    told = [*command(english, tmp_path / "two", "chiar"), "--field", "router=benefit"]
-    subprocess.run(told, check=True, capture_output=True, timeout=120, env=ENVIRONMENT)
+    told = [*arguments(english, tmp_path / "two", "chiar"), "--field", "router=benefit"]
+    assert [code for code, _ in side_by_side(told, tmp_path)] == [0, 0]
     plan = TrainingPlan(**read_json(tmp_path / "two" / "plan.json"))
     train(plan, prepare(plan), tmp_path / "one")
     two, one = (curve(tmp_path / name) for name in ("two", "one"))
@@ -81,15 +101,22 @@ def test_two_processes_train_a_model_that_explores(english, tmp_path):
     assert 0.25 < last(tmp_path / "two", "routing")["3"]["attention"] < 0.75
 
 
-def test_a_folder_that_is_taken_stops_all_of_them(english, two):
-    found = subprocess.run(command(english, two), capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
-    assert found.returncode != 0
-    assert found.stderr.count("exists already: choose another --out") == 2
+def test_a_folder_that_is_taken_stops_all_of_them(english, two, tmp_path):
+    for code, error in side_by_side(arguments(english, two), tmp_path):
+        assert code == 2
+        assert "exists already: choose another --out" in error
 
 
 def test_when_one_dies_the_other_says_so_and_the_run_goes_on_with_one(english, tmp_path):
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    many = [*command(english, out), "--steps", "24", "--save-every", "1"]  # of an option given twice the latter counts
+    many = [
+        *TORCHRUN,
+        *arguments(english, out),
+        "--steps",
+        "24",
+        "--save-every",
+        "1",
+    ]  # of an option given twice the latter counts
     process = subprocess.Popen(many, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     while not (out / "checkpoints" / "checkpoint-3").exists():
         time.sleep(0.01)
@@ -157,7 +184,5 @@ def test_a_model_whose_weights_are_sharded_has_the_gradients_of_a_whole_one(reci
     model.save_pretrained(tmp_path)
     model(ids(4, 12), labels=ids(4, 12), use_cache=False).loss.backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.start_processes(shard, (port, expected, tmp_path), nprocs=2, start_method="forkserver")

@@ -33,6 +33,7 @@ def plan(english) -> TrainingPlan:
         batch_size=4,
         seq_len=33,
         warmup_steps=2,
+        eval_tokens=1_000,
         fields=TINY,
     )
 

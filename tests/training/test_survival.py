@@ -3,7 +3,6 @@ had been."""
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers import PROCESSES
 from transformers import TrainerCallback
 
 from chiaroscuro import cli
@@ -25,9 +25,6 @@ from chiaroscuro.training.checkpoints import SUMS
 from chiaroscuro.training.stop import StopAtSignal
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["chiaroscuro.training"])  # importing takes longer than these runs
 
 
 @pytest.fixture
@@ -40,6 +37,7 @@ def plan(english) -> TrainingPlan:
         batch_size=4,
         seq_len=33,
         warmup_steps=4,
+        eval_tokens=1_000,
         save_every=2,
         fields={"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "dropout": 0.2},
     )
