@@ -131,7 +131,7 @@ def test_the_slider_moves_tokens(page):
     page.wait_for_function("document.querySelector('#first').innerText.includes('tokens sent elsewhere')")
     page.wait_for_function("[...document.querySelectorAll('#first h3')][3].innerText.includes('attention 100%')")
     assert heads(page)[3] != before[3]
-    page.get_by_label("Share as calibrated").check()
+    page.get_by_label("The model's own share").check()
     page.wait_for_function("!document.querySelector('#first').innerText.includes('tokens sent elsewhere')")
     assert heads(page) == before
 

@@ -28,6 +28,8 @@ def write(tmp_path):
             right = None if study.plan.task == "lm" else right
             tuned = run.learning_rate == best[run.arm]
             routed = (routing or {}).get(run.arm, even[run.arm])
+            part = ({"no attention": 0.0} | (attention or {})).get(run.arm, 0.25)
+            flops = {"attention_ratio": part, "total_ratio": 0.8, "executed_ratio": 0.81}
             result = {
                 "loss": value,
                 "perplexity": None if right else 2.718281828**value,
@@ -44,16 +46,12 @@ def write(tmp_path):
                     text: {
                         "loss": value + 1,
                         "perplexity": 2.718281828 ** (value + 1),
-                        "flops": {"attention_ratio": 0.4},
+                        "flops": flops,
                         "routing": routed,
                     }
                     for text in run.plan.test_on
                 },
-                "flops": {
-                    "attention_ratio": ({"no attention": 0.0} | (attention or {})).get(run.arm, 0.375),
-                    "total_ratio": 0.8,
-                    "executed_ratio": 0.81,
-                },
+                "flops": flops,
                 "plan": asdict(run.plan),
                 "curve": [{"step": 1, "loss": value}],
                 "versions": {"commit": "abc", "machine": "a machine"},

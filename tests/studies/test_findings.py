@@ -133,7 +133,12 @@ def test_tokens_that_recur_are_as_good_in_twice_the_layers(write, tmp_path):
         write(STUDIES["deeper"], {"every token that recurs": loss}, noise=0.003)
         page = report(*place)
         assert verdict(page, title) == expected
-    assert "divided by full attention's: 1.030 (test). Of all tokens attend in those two layers 50.0 % (test)." in page
+    assert (
+        "divided by full attention's: 1.030 (test). Of all tokens attend in those two layers 50.0 % (test), which "
+        "takes 25.0 % of full attention's FLOPs; the random half takes 25.0 %."
+    ) in page
+    write(STUDIES["deeper"], {"every token that recurs": 3.9}, attention={"every token that recurs": 0.26})
+    assert verdict(report(*place), title) == FAILS
 
 
 def test_tokens_that_recur_are_as_good_on_source_code_and_on_reviews_each_by_itself(write, tmp_path):
@@ -150,10 +155,15 @@ def test_tokens_that_recur_are_as_good_on_source_code_and_on_reviews_each_by_its
         assert verdict(page, title) == f"source code: {code}; reviews: {reviews}"
     assert "full attention's: 0.905 (test) on source code, 1.020 (test), 1.020 (wikitext) on reviews." in page
     assert "Without any attention: +35.0 % [" in page
-    assert "which takes 37.5 and 37.5 % of full attention's FLOPs; the random half takes 37.5 and 37.5 %." in page
+    assert "which takes 25.0 and 25.0 % of full attention's FLOPs; the random half takes 25.0 and 25.0 %." in page
     write(STUDIES["half"])
     half = report([STUDIES[name] for name in (*studies, "half")], *place[1:])
     assert "in as large a model, perplexity differs by +35.0 % [" in half
+    for study in map(STUDIES.get, studies):  # nor is it as good if it takes more of the attention than is said
+        write(study, {"every token that recurs": 3.9}, noise=0.003, attention={"every token that recurs": 0.26})
+    assert verdict(report(*place), title) == f"source code: {FAILS}; reviews: {FAILS}"
+    write(STUDIES["reviews"], noise=0.003, attention={"every token that recurs": 0.1})
+    assert verdict(report(*place), title) == f"source code: {FAILS}; reviews: {HOLDS}"
 
 
 def test_what_attends_of_a_text_is_told_beside_what_is_asked_for(write, tmp_path):
@@ -186,6 +196,12 @@ def test_tokens_that_recur_are_held_against_random_ones_over_three_budgets(write
     assert "`recurrence` against `benefit`: +0.0 % [" in page
     assert "at 12.5 % against a hash of which token it is: -9.5 % [" in page
     assert "random tokens of a model that does so too differ from others by +10.5 % [" in page
+    taken = {"recurrence, 25 %": 0.3, "random, 12.5 %": 0.125}
+    write(study, attention=taken)
+    told = "take, in per cent, at 37.5 %, 25 %, 12.5 %: recurrence 25.0, 30.0, 25.0; benefit 25.0, 25.0, 25.0;"
+    page = report(*place)
+    assert told in page
+    assert "; random 25.0, 25.0, 12.5." in page
 
 
 def test_chosen_tokens_are_held_against_whole_layers_at_two_budgets(write, tmp_path):
@@ -204,7 +220,7 @@ def test_all_keys_for_chosen_tokens_are_held_against_near_keys_for_all(write, tm
         assert verdict(report(*place), title) == expected
     write(study, {"sliding window, 12.5 %": 4.05}, attention={"sliding window, 12.5 %": 0.12})
     page = report(*place)
-    assert "takes 12.0 % of full attention's FLOPs, those tokens 37.5 %; against all keys for all tokens of the" in page
+    assert "takes 12.0 % of full attention's FLOPs, those tokens 25.0 %; against all keys for all tokens of the" in page
     assert "layer it has +5.1 % [" in page
     assert ", against full attention +5.1 % [" in page
 

@@ -33,7 +33,7 @@ AS_ROUTED, NOBODY = "as routed", "nobody"
 
 @dataclass(frozen=True)
 class Change:
-    """An intervention as a visitor asks for it. share: of the tokens, in per cent, None: as calibrated. layer, token:
+    """An intervention as a visitor asks for it. share: of the tokens, in per cent, None: the model's own. layer, token:
     from 1, a token of 0 for all; operator: its name, or AS_ROUTED."""
 
     share: float | None = None
@@ -87,7 +87,7 @@ def curve(shelf: Shelf, name: str, text: str) -> Figure:
         run = shelf.take(name)
         text, _ = _cut(run, text)
         routes = [route_text(run.model, run.tokenizer, text, share) for share in CURVE]
-        calibrated = route_text(run.model, run.tokenizer, text)
+        own = route_text(run.model, run.tokenizer, text)
     if not routes[0].loss:
         raise ValueError("the curve needs a language model and a text of two tokens at least")
     points = [_place(each) for each in routes]
@@ -98,7 +98,7 @@ def curve(shelf: Shelf, name: str, text: str) -> Figure:
     axes.plot(*zip(*points, strict=True), "o-", color="#1F2A44", label="highest score first")
     for share, (x, y) in zip(CURVE, points, strict=True):
         axes.annotate(f"{100 * share:g}%", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axes.plot(*_place(calibrated), "D", color="#C2410C", label="as calibrated")
+    axes.plot(*_place(own), "D", color="#C2410C", label="the model's own share")
     axes.margins(0.08, 0.1)  # for the words beside the points
     axes.set(xlabel="FLOPs executed, of full attention's", ylabel="perplexity of this text")
     axes.legend(frameon=False)

@@ -48,7 +48,7 @@ def _reading(shelf: Shelf, page: gr.Blocks, run: gr.Dropdown, beside: gr.Dropdow
         go = gr.Button("Read", variant="primary", elem_id="read")
     with gr.Accordion("Intervene", open=False, elem_id="intervene"):
         with gr.Row():
-            own = gr.Checkbox(True, label="Share as calibrated", elem_id="own")
+            own = gr.Checkbox(True, label="The model's own share", elem_id="own")
             share = gr.Slider(
                 0, 100, value=50, step=1, label="Share of tokens to the last operator, %", elem_id="share"
             )
@@ -74,7 +74,7 @@ def _reading(shelf: Shelf, page: gr.Blocks, run: gr.Dropdown, beside: gr.Dropdow
             raise gr.Error(str(error), print_exception=False) from error
 
     def slide(run: str, beside: str, text: str, by: Any, own: bool, *changed: Any) -> tuple[Any, ...]:
-        """Moving the slider ends the share as calibrated."""
+        """Moving the slider ends the model's own share."""
         return False, *look(run, beside, text, by, False, *changed)
 
     asked = [run, beside, text, by, own, share, layer, token, operator]

@@ -184,17 +184,19 @@ CLAIMS = (
     ),
     Claim(
         "Ours: tokens that recur against random ones",
-        "The same attention is worth more at tokens that recur, those first that occurred last the shortest while ago.",
+        "Attention is worth more at tokens that recur, those first that occurred last the shortest while ago, than at "
+        "as many others.",
         "The same layers with half of the tokens routed to attention, by five routers, at budgets of 37.5, 25 and "
         "12.5 % of full attention; at the last also by a hash of the token, and random tokens of a model that "
-        "explores as `benefit` does. Source code.",
+        "explores as `benefit` does. A router that keeps to half of the tokens of validation text may take more or "
+        "fewer of the test text: what each takes is told. Source code.",
         ("budgets",),
         own.who_gets_it,
         "Texts in which what is looked up is no earlier token of the same name.",
     ),
     Claim(
         "Ours: chosen tokens of more layers, or all tokens of fewer",
-        "The same attention is worth more at tokens that recur than in whole layers.",
+        "Attention is worth more at tokens that recur than in whole layers, which are fewer.",
         "A quarter of the attention as half of the tokens of two layers, or all of one; three quarters as half of the "
         "tokens of two layers and all of two more, or all of three. Feed-forward networks make all models as large. "
         "Source code.",

@@ -1,6 +1,7 @@
 """The rules by which our own claims are judged."""
 
 import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from chiaroscuro.studies.budgets import (
@@ -38,6 +39,7 @@ from chiaroscuro.studies.paper_findings import DCT_GAIN
 from chiaroscuro.studies.table import at_a_standstill, on_text
 
 AS_GOOD = 0.02  # of perplexity: by how much an arm that is as good may be worse
+HALF, A_QUARTER = 0.5, 0.25  # of full attention's FLOPs
 BELOW_HALF = ("37.5 %", "25 %", "12.5 %")  # of the attention
 UNCHOSEN = "random, 12.5 %"
 OTHER_TEXT = "wikitext"
@@ -58,6 +60,12 @@ class OnTexts(NamedTuple):
 
     def as_good(self) -> str:
         return as_good([each for each in self if each is not None], AS_GOOD)
+
+
+def _for_less(study: Finished, arm: str, found: OnTexts, part: float) -> str:
+    """The verdict on a claim that an arm is as good with so much of full attention's FLOPs, or with less."""
+    taken = [on_text(study.table[arm], text)["attention_ratio"]["mean"] for text in _texts(study)]
+    return found.as_good() if max(taken) <= part else FAILS
 
 
 def _texts(study: Finished) -> list[str | None]:
@@ -99,7 +107,8 @@ def half_of_the_attention(studies: Studies) -> Finding:
     deeper, bodies = (DEEP_TWIN, TWIN), (f"{POST_NORM}{TWIN}", TWIN)
     table, found = _on_texts(study, [pre, post, deeper, bodies])
     return Finding(
-        f"pre-norm: {found[pre].as_good()}; post-norm: {found[post].as_good()}",
+        f"pre-norm: {_for_less(study, UPPER, found[pre], HALF)}; post-norm: "
+        f"{_for_less(study, post[0], found[post], HALF)}",
         [
             f"Attention in the upper two of five layers only, against four layers with attention: {found[pre]}; with "
             f"post-norm {found[post]}. {_unseen(study, pre)} Attention in five layers, with narrower feed-forward "
@@ -119,7 +128,7 @@ def a_quarter_of_it(studies: Studies) -> Finding:
     table, found = _on_texts(study, pairs)
     twin, deeper, whole = (found[pair] for pair in pairs)
     return Finding(
-        twin.as_good(),
+        _for_less(study, QUARTER, twin, A_QUARTER),
         [
             f"Attention for half of the tokens in the upper two of five layers, against four layers with attention: "
             f"{twin}; against five, with narrower feed-forward networks: {deeper}; against all tokens of those two "
@@ -163,7 +172,8 @@ def tokens_that_recur(studies: Studies) -> Finding:
     both = {pair: f"{of_code[pair]} on source code, {of_reviews[pair]} on reviews" for pair in pairs}
     twin, layer, whole, unchosen, without = both.values()
     return Finding(
-        f"source code: {of_code[pairs[0]].as_good()}; reviews: {of_reviews[pairs[0]].as_good()}",
+        f"source code: {_for_less(code, RECURRING, of_code[pairs[0]], A_QUARTER)}; reviews: "
+        f"{_for_less(reviews, RECURRING, of_reviews[pairs[0]], A_QUARTER)}",
         [
             f"Against full attention: {twin}. All tokens of that layer: {whole}; those that recur against all of them: "
             f"{layer}, and against a random half: {unchosen}. Without any attention: {without}.",
@@ -183,13 +193,14 @@ def in_twice_the_layers(studies: Studies) -> Finding:
     table, found = _on_texts(study, pairs)
     recurring, whole, unchosen, without = found.values()
     return Finding(
-        recurring.as_good(),
+        _for_less(study, RECURRING, recurring, A_QUARTER),
         [
             f"Tokens that recur, in two layers of eleven, against full attention in eight: {recurring}; all tokens of "
             f"those layers {whole}; without any attention {without}. Tokens that recur against a random half: "
             f"{unchosen}.",
             f"Mean perplexities divided by full attention's: {_times(study, RECURRING)}. Of all tokens attend in those "
-            f"two layers {_attending(study, RECURRING)}.",
+            f"two layers {_attending(study, RECURRING)}, which takes {_of_attention(study, RECURRING)} % of full "
+            f"attention's FLOPs; the random half takes {_of_attention(study, UNCHOSEN)} %.",
         ],
         table,
     )
@@ -243,25 +254,33 @@ def who_gets_it(studies: Studies) -> Finding:
             f"{benefit}; against tokens at even distances: {places}; at 12.5 % against a hash of which token it is: "
             f"{_mean(study, hashed)}. `benefit` explores in training, where an eighth of the tokens get both "
             f"operators, blended; random tokens of a model that does so too differ from others by "
-            f"{_mean(study, exploring)}."
+            f"{_mean(study, exploring)}.",
+            f"Of full attention's attention FLOPs take, in per cent, at {', '.join(BELOW_HALF)}: "
+            f"{'; '.join(_by_budget(study, router, BELOW_HALF) for router in (*routers, 'random'))}.",
         ],
         table,
     )
 
 
+def _by_budget(study: Finished, name: str, shares: Sequence[str]) -> str:
+    """What arms of one name take of full attention's FLOPs, in per cent."""
+    return f"{name} {', '.join(_of_attention(study, f'{name}, {share}') for share in shares)}"
+
+
 def tokens_or_layers(studies: Studies) -> Finding:
-    study = studies["budgets"]
+    study, shares = studies["budgets"], ("75 %", "25 %")
     chosen, unchosen = (
-        [(f"{router}, {share}", f"{LAYERS}, {share}") for share in ("75 %", "25 %")]
-        for router in ("recurrence", "interleaved")
+        [(f"{router}, {share}", f"{LAYERS}, {share}") for share in shares] for router in ("recurrence", "interleaved")
     )
     table, _ = _on_texts(study, [*chosen, *unchosen])
     found = _mean(study, chosen)
     return Finding(
         gained(found.own),
         [
-            f"As much attention for chosen tokens of more layers as for all tokens of fewer, the mean over 75 and 25 % "
-            f"of it: {found}; for tokens at even distances instead of the chosen ones {_mean(study, unchosen)}."
+            f"Attention for chosen tokens of more layers against all tokens of fewer, the mean over 75 and 25 % of it: "
+            f"{found}; for tokens at even distances instead of the chosen ones {_mean(study, unchosen)}.",
+            f"Of full attention's attention FLOPs take, in per cent, at {' and '.join(shares)}: "
+            f"{'; '.join(_by_budget(study, name, shares) for name in ('recurrence', 'interleaved', LAYERS))}.",
         ],
         table,
     )
