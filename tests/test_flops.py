@@ -39,6 +39,12 @@ def test_planned_equals_executed_for_every_router(recipe, router):
     assert_planned_is_executed(*model_and_ids(recipe, router=router))
 
 
+def test_a_twin_runs_the_attention_of_its_model():
+    model, input_ids = model_and_ids("full_attention")
+    model.set_attn_implementation("eager")
+    assert flops_ratios(model, input_ids)["executed_ratio"] == 1.0
+
+
 @pytest.mark.parametrize("name", ["soft", "hard", "learned", "benefit", "random", "interleaved"])
 def test_a_router_plans_what_it_executes(name):
     router, x = router_class(name)(64, 2).eval(), torch.randn(2, 100, 64)

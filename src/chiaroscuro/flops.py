@@ -58,6 +58,7 @@ def flops_ratios(
     twin_config: ChiarConfig = model.config.twin()
     with torch.device(model.device):
         twin = type(model)(twin_config)
+    twin.set_attn_implementation(model.config._attn_implementation)  # or other kernels would be counted
     parts = [part.to(model.device) for part in _without_padding(input_ids, attention_mask)]
     planned = sum((_planned(model, part) for part in parts), start=Flops())
     full = sum((twin.flops(*part.shape) for part in parts), start=Flops())

@@ -205,6 +205,8 @@ def test_a_regulariser_that_is_not_reached_is_told_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(ids(2, 9))
+        with torch.no_grad():
+            model.train()(ids(2, 9))  # as where FLOPs are counted
     with pytest.warns(UserWarning, match="collapse_weight does nothing without labels"):
         model.train()(ids(2, 9))
 
@@ -395,3 +397,20 @@ def test_the_regulariser_refuses_checkpointing_that_would_lose_its_gradient():
         model(ids(2, 8), labels=ids(2, 8), use_cache=False)
     with torch.no_grad():
         model.eval()(ids(2, 8), labels=ids(2, 8))
+
+
+def test_a_head_is_trained_on_a_body_that_is_not_whatever_its_regulariser():
+    model = ChiarForSequenceClassification(tiny_config(router="soft", collapse_weight=0.1, num_labels=3)).train()
+    model.model.requires_grad_(False)
+    model(ids(2, 8), labels=torch.tensor([0, 2])).loss.backward()
+    assert all(weight.grad is not None for weight in model.classifier.parameters())
+
+
+def test_the_mean_of_many_tokens_is_counted_beyond_the_precision_of_the_model():
+    model = ChiarForSequenceClassification(tiny_config(num_labels=3)).eval()
+    given = []
+    model.classifier[0].register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    for dtype, value in ((torch.bfloat16, 1.0), (torch.float16, 60.0)):
+        head = model.classifier.to(dtype)
+        head(torch.full((1, 1501, D), value, dtype=dtype), torch.ones(1, 1501))
+        assert torch.equal(given.pop(), torch.full((1, D), value, dtype=dtype))

@@ -17,7 +17,7 @@ def by_definition(ids_BT, known_BT):
     for row, known, out in zip(ids_BT.tolist(), known_BT.tolist(), found, strict=True):
         for t in (t for t in range(len(row)) if known[t]):
             before = [s for s in range(t) if row[s] == row[t] and known[s]]
-            out[t] = 1 / (t - before[-1]) if before else -1 / (1 + sum(known[:t]))
+            out[t] = 1 / sum(known[before[-1] : t]) if before else -1 / (1 + sum(known[:t]))
     return found
 
 
@@ -86,16 +86,27 @@ def test_a_model_knows_when_tokens_last_occurred_past_padding_and_cache_and_with
 
 
 @pytest.mark.parametrize("share", [None, 0.3, 0.9])
-def test_padding_before_a_text_changes_nothing_whatever_the_share(share):
+@pytest.mark.parametrize("before", [0, 7])  # of the tokens of the text, which padding between them parts
+def test_padding_changes_nothing_whatever_the_share(share, before):
     model, text = tiny_model("chiar", routed_share=share), ids(1, 12) % 7
     calibrate(model, ids(8, 40) % 7)
-    padded = torch.cat((torch.full((1, 30), 3), text), 1)
-    mask = torch.cat((torch.zeros(1, 30), torch.ones(1, 12)), 1)
+    padded = torch.cat((text[:, :before], torch.full((1, 30), 3), text[:, before:]), 1)
+    mask = torch.ones(1, 42, dtype=torch.bool)
+    mask[:, before : before + 30] = False
     alone = model(text, output_routing=True)
     beside = model(padded, attention_mask=mask, output_routing=True)
-    assert torch.equal(alone.routing[0].choice, beside.routing[0].choice[:, 30:])
+    assert torch.equal(alone.routing[0].choice, beside.routing[0].choice[mask][None])
     assert 0 < int(alone.routing[0].choice.sum()) < 12
-    torch.testing.assert_close(beside.logits[:, 30:], alone.logits, atol=1e-10, rtol=0)
+    torch.testing.assert_close(beside.logits[mask][None], alone.logits, atol=1e-10, rtol=0)
+
+
+def test_recency_is_the_same_under_another_default_precision():
+    tokens, wanted = ids(2, 400), recency(ids(2, 400))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(recency(tokens), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_without_a_share_who_recurs_attends_whatever_thresholds_were_saved(tmp_path):

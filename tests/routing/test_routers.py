@@ -160,6 +160,19 @@ def test_every_model_hashes_in_its_own_way_and_keeps_it(tmp_path):
     torch.testing.assert_close(loaded(ids(2, 40)).logits, model(ids(2, 40)).logits, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_random_choices_are_the_same_under_another_default_precision(share):
+    router, x = router_class("random")(8, 2, 1, share), torch.zeros(50, 1000, 8)
+    context = Context(ids_BT=ids(50, 1000))
+    wanted = router(x, None, context)
+    assert share < 1.0 or wanted[..., 1].all()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(router(x, None, context), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("name", ["random", "interleaved"])
 @pytest.mark.parametrize("share", [None, 0.3])
 def test_controls_choose_the_same_for_smaller_integers(name, share):

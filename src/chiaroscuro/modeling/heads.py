@@ -25,7 +25,7 @@ from chiaroscuro.mixers import Flops
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.layer import RoutingTrace
 from chiaroscuro.modeling.model import ChiarModel, ChiarModelOutput, ChiarPreTrainedModel
-from chiaroscuro.routing import router_class, utilisation, utilisation_entropy
+from chiaroscuro.routing import utilisation, utilisation_entropy
 
 
 @dataclass
@@ -110,7 +110,7 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
             items = kwargs.get("num_items_in_batch")
             share = 1.0 if items is None else (labels[:, 1:] != -100).sum() / items
             loss = loss + share * collapse_penalty(self, outputs.routing)
-        elif self.training and self.config.collapse_weight:
+        elif self.training and self.config.collapse_weight and torch.is_grad_enabled():
             warnings.warn("collapse_weight does nothing without labels; label smoothing takes them away", stacklevel=2)
         return ChiarCausalLMOutput(
             loss=loss,
@@ -155,10 +155,12 @@ class ClassificationHead(nn.Sequential):
 
     def forward(self, hidden_BTD: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (B, num_labels)."""
-        weight_BT1 = hidden_BTD.new_ones((*hidden_BTD.shape[:2], 1))
+        dtype = torch.promote_types(hidden_BTD.dtype, torch.float32)  # a half cannot count beyond its precision
+        weight_BT1 = hidden_BTD.new_ones((*hidden_BTD.shape[:2], 1), dtype=dtype)
         if attention_mask is not None:
-            weight_BT1 = attention_mask[:, -hidden_BTD.shape[1] :, None].to(hidden_BTD.dtype)
-        return super().forward((hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1.0))
+            weight_BT1 = attention_mask[:, -hidden_BTD.shape[1] :, None].to(dtype)
+        mean_BD = (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1.0)
+        return super().forward(mean_BD.to(hidden_BTD.dtype))
 
 
 class ChiarForSequenceClassification(ChiarPreTrainedModel):
@@ -254,11 +256,15 @@ def collapse_penalty(model: ChiarPreTrainedModel, routing: tuple[RoutingTrace, .
     Raises ValueError when the gates of a router that learns have lost their gradient, as by reentrant checkpointing."""
     if not model.training or not model.config.collapse_weight or not routing:
         return 0.0
-    wanted = torch.is_grad_enabled() and router_class(model.config.router).learned
-    if wanted and not all(trace.gates.requires_grad for trace in routing):
+    if torch.is_grad_enabled() and any(_learns(model, trace) and not trace.gates.requires_grad for trace in routing):
         raise ValueError("collapse_weight: gates come without a gradient; checkpointing needs use_reentrant=False")
     entropies = [utilisation_entropy(utilisation(trace.gates)) for trace in routing]
     return -model.config.collapse_weight * torch.stack(entropies).mean()
+
+
+def _learns(model: ChiarPreTrainedModel, trace: RoutingTrace) -> bool:
+    """Whether the router of that layer has weights that are trained."""
+    return any(weight.requires_grad for weight in model.model.layers[trace.layer].mixer.router.parameters())
 
 
 def class_of(config: PreTrainedConfig) -> type[ChiarPreTrainedModel]:

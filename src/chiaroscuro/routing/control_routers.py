@@ -3,6 +3,8 @@
 Shapes: B batch, T tokens, D model channels, O operators.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -28,7 +30,7 @@ class RandomRouter(BudgetRouter):
         if self.num_operators > 2:
             choice_BT = hashed * self.num_operators // 2**31
         else:
-            choice_BT = (hashed < self.shares[-1] * 2**31).long()
+            choice_BT = (hashed < math.ceil(self.shares[-1] * 2**31)).long()
         return one_hot(choice_BT, self.num_operators).to(x_BTD.dtype)
 
 

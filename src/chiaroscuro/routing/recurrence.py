@@ -17,8 +17,8 @@ def recency(ids_BT: Tensor, known_BT: Tensor | None = None, state: dict[str, Ten
     tokens with an id, -1 / (t + 1), so that of the new ones those come first that have more before them.
 
     Where `known_BT` is false a token has no id, as padding and embeddings have none: it counts as one that recurs (1),
-    since nobody can tell, and no later one recurs for it. `state` carries the ids from call to call, for rows that come
-    in pieces.
+    since nobody can tell, no later one recurs for it, and it is none of the n or t. `state` carries the ids from call
+    to call, for rows that come in pieces.
     """
     past = state["ids"].shape[1] if state else 0
     ids_BT = ids_BT.long()
@@ -27,27 +27,28 @@ def recency(ids_BT: Tensor, known_BT: Tensor | None = None, state: dict[str, Ten
         ids_BT = torch.where(known_BT, ids_BT, of_its_own)
     if state is not None:
         ids_BT = state["ids"] = torch.cat((state["ids"], ids_BT), 1) if state else ids_BT
-    back_BT = (_back_of_one if ids_BT.shape[1] == past + 1 else _back)(ids_BT)[:, past:]
-    behind_BT = (ids_BT >= 0).cumsum(1)[:, past:]  # itself included
-    near_BT = torch.where(back_BT > 0, 1.0 / back_BT, -1.0 / behind_BT)
+    count_BT = (ids_BT >= 0).cumsum(1)  # of the tokens with an id until each, itself included
+    back_BT = (_back_of_one if ids_BT.shape[1] == past + 1 else _back)(ids_BT, count_BT)[:, past:]
+    near_BT = torch.where(back_BT > 0, 1 / back_BT.float(), -1 / count_BT[:, past:].float())
     return near_BT if known_BT is None else torch.where(known_BT, near_BT, 1.0)
 
 
-def _back(ids_BT: Tensor) -> Tensor:
-    """How many tokens earlier each id last occurred in its row, 0 where it did not."""
+def _back(ids_BT: Tensor, count_BT: Tensor) -> Tensor:
+    """How many tokens earlier, by their count, each id last occurred in its row; 0 where it did not."""
     sorted_ids_BT, place_BT = ids_BT.sort(stable=True)
     recurs_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     recurs_BT[:, 1:] = sorted_ids_BT.diff() == 0
-    back_BT = place_BT.diff(prepend=place_BT[:, :1]) * recurs_BT
+    sorted_count_BT = count_BT.gather(1, place_BT)
+    back_BT = sorted_count_BT.diff(prepend=sorted_count_BT[:, :1]) * recurs_BT
     return torch.zeros_like(back_BT).scatter(1, place_BT, back_BT)
 
 
-def _back_of_one(ids_BT: Tensor) -> Tensor:
+def _back_of_one(ids_BT: Tensor, count_BT: Tensor) -> Tensor:
     """The same for the last token of each row alone, without a sort: as in generation, token by token."""
-    places_T = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device)
-    last_B = ((ids_BT[:, :-1] == ids_BT[:, -1:]) * places_T[:-1]).amax(1) if len(places_T) > 1 else 0 * ids_BT[:, 0]
     back_BT = torch.zeros_like(ids_BT)
-    back_BT[:, -1] = torch.where(last_B > 0, places_T[-1] - last_B, 0)
+    if ids_BT.shape[1] > 1:
+        last_B = ((ids_BT[:, :-1] == ids_BT[:, -1:]) * count_BT[:, :-1]).amax(1)
+        back_BT[:, -1] = torch.where(last_B > 0, count_BT[:, -1] - last_B, 0)
     return back_BT
 
 
