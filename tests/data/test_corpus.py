@@ -121,6 +121,11 @@ def test_one_file_is_cut_at_paragraphs_and_nothing_is_lost_or_reordered(tmp_path
     assert 0.85 < len(pieces[0]) / len(text) < 0.95
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "text.txt").write_text("To be, or not to be.", encoding="utf-8-sig")
+    assert load_other_text(str(tmp_path / "text.txt")).splits["test"] == ["To be, or not to be."]
+
+
 def test_a_file_of_windows_is_the_same_text(tmp_path):
     text = "".join(f"paragraph {index} of the text\nin two lines\n\n" for index in range(400))
     (tmp_path / "unix.txt").write_bytes(text.encode())

@@ -206,6 +206,8 @@ def test_what_does_not_fit_is_refused_with_what_would(fields, complaint):
 def test_a_field_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="unknown field of the configuration: hiden_size, num_layers"):
         ChiarConfig.from_recipe("v2", hiden_size=3, num_layers=2)
+    with pytest.raises(ValueError, match="a recipe is no field of recipe 'chiar': name 'spectral' in its place"):
+        ChiarConfig.from_recipe("chiar", recipe="spectral")
     with pytest.warns(UserWarning, match="has no field 'routed_shar': did you mean 'routed_share'"):
         ChiarConfig(routed_shar=0.3)
     assert ChiarConfig(problem_type="regression", my_note="kept").my_note == "kept"

@@ -19,7 +19,7 @@ from tests.helpers import PROCESSES
 from chiaroscuro import studies
 from chiaroscuro.studies import STUDIES, Arm, Places, Study, draw, markdown, rows, run_study, worker
 from chiaroscuro.studies.origin import code_digest, origin_of
-from chiaroscuro.studies.runner import Unfinished, read_results
+from chiaroscuro.studies.runner import OF_EVERY_RUN, Unfinished, read_result, read_results
 from chiaroscuro.training import TrainingPlan, prepare
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -374,6 +374,10 @@ def test_a_damaged_result_is_named(study, places):
         file.write_text(content)
         with pytest.raises(ValueError, match=f"{file} is {complaint}.*: restore it, or remove it and make it again"):
             run_study(study, places, 1)
+    (run, *_) = replace(study, plan=replace(study.plan, test_on={"novel": "novel.txt"})).search()
+    file.write_text(json.dumps(dict.fromkeys(OF_EVERY_RUN, 0)))
+    with pytest.raises(ValueError, match=r"is damaged \(test_on is missing\)"):
+        read_result(run, places)
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)

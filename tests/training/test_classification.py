@@ -12,7 +12,7 @@ from chiaroscuro.analysis import audit, subject
 from chiaroscuro.data import generate_listops
 from chiaroscuro.evaluation import evaluate_classifier
 from chiaroscuro.flops import flops_ratios
-from chiaroscuro.training import TrainingPlan, compare, load_run, prepare, train
+from chiaroscuro.training import TrainingPlan, compare, load_run, prepare, task_of, train
 
 pytestmark = pytest.mark.usefixtures("cache")
 WORDS = ["film", "actor", "scene", "plot", "music", "night", "story", "camera"]
@@ -41,6 +41,14 @@ def plan(tmp_path):
         warmup_steps=5,
         fields=size,
     )
+
+
+def test_of_a_classifier_without_a_record_nobody_guesses_what_it_was_trained_for(plan, tmp_path):
+    task = prepare(replace(plan, steps=1))
+    train(task.plan, task, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(ValueError, match="results.json does not say what task the run was trained on"):
+        task_of(load_run(tmp_path / "run"), str(tmp_path))
 
 
 def test_a_classifier_learns_and_its_folder_says_how_well(plan, tmp_path):

@@ -17,6 +17,9 @@ def test_the_commit_is_marked_when_the_source_was_changed_and_not_when_results_w
     (source / "code.py").write_text("a")
     (tmp_path / "results.json").write_text("{}")
     git("init")
+    git("add", "results.json")
+    git("commit", "-m", "of another project")
+    assert commit_of(source) == "unknown"
     git("add", ".")
     git("commit", "-m", "first")
     clean = commit_of(source)

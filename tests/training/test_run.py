@@ -1,6 +1,7 @@
 """Training runs: what they leave, that they repeat, resume, and refuse."""
 
 import json
+import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -83,6 +84,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_judge_it(plan, tmp_path):
     assert results == returned
     expected = "recipe task data seed steps tokens_seen parameters loss perplexity bits_per_byte accuracy flops routing"
     assert set(expected.split()) | {"train_seconds", "tokens_per_second", "versions"} <= set(results)
+    assert "total_flos" not in (out / "metrics.jsonl").read_text()  # of a dense model, by another convention
     assert set(results["flops"]) == {"attention_ratio", "total_ratio", "executed_ratio", "training_ratio"}
     assert results["tokens_seen"] == 8 * 4 * 33
     assert set(results["routing"]) == {"3"}
@@ -266,6 +268,40 @@ def test_a_run_that_failed_at_its_start_does_not_block_its_folder(plan, tmp_path
     assert train(plan, prepare(plan), out)["recipe"] == plan.recipe
 
 
+@pytest.mark.parametrize("left", [["plan.tmp"], ["plan.json", "data.tmp"], ["plan.json", "data.json", "metrics.tmp"]])
+def test_a_run_that_was_killed_while_its_first_files_were_written_does_not_block_its_folder(plan, tmp_path, left):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in left:
+        (out / name).touch()
+    train(plan, prepare(plan), out)
+    assert not list(out.glob("*.tmp"))
+    for name in (*left, "more.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="exists already"):
+        train(plan, prepare(plan), tmp_path)
+
+
+def test_a_run_that_was_killed_before_its_data_were_written_down_goes_on_with_them(plan, tmp_path):
+    task, out = prepare(replace(plan, steps=1)), tmp_path / "run"
+    train(task.plan, task, out)
+    before = (out / "data.json").read_text()
+    for name in ("data.json", "results.json"):
+        (out / name).unlink()
+    with pytest.warns(UserWarning, match="its training begins anew"):
+        train(task.plan, task, out, resume=True)
+    assert (out / "data.json").read_text() == before
+
+
+def test_a_name_that_is_no_unicode_is_trained_on(plan, english, tmp_path):
+    text = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    text.write_text(english.read_text())
+    plan = replace(plan, data=str(text), steps=1)
+    train(plan, prepare(plan), tmp_path / "run")
+    assert "caf\\udce9.txt" in (tmp_path / "run" / "README.md").read_text()
+    assert task_of(load_run(tmp_path / "run")).plan.data == str(text)
+
+
 def test_no_run_is_overwritten_and_nothing_is_resumed_from_nothing(plan, tmp_path):
     task = prepare(plan)
     (tmp_path / "precious.txt").write_text("keep me")
@@ -337,11 +373,11 @@ def test_a_plan_that_cannot_work_leaves_no_folder(plan, tmp_path, change, compla
 @pytest.mark.parametrize(
     "change",
     [
-        *({"steps": 0}, {"save_every": 0}, {"batch_size": 0}, {"seq_len": 1}, {"learning_rate": 0.0}),
+        *({"data": ""}, {"steps": 0}, {"save_every": 0}, {"batch_size": 0}, {"seq_len": 1}, {"learning_rate": 0.0}),
         *({"warmup_steps": -1}, {"weight_decay": -0.1}, {"weight_decay": float("nan")}),
     ],
 )
-def test_numbers_that_cannot_be_trained_with_are_refused(change):
+def test_what_cannot_be_trained_with_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         TrainingPlan(**change)
 

@@ -26,7 +26,7 @@ class Shelf:
 
     def again(self) -> "Shelf":
         """The same runs as other models in memory."""
-        return Shelf(list(self._folders.values()))
+        return Shelf(list(self._folders.values()), self.patience)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """What a case of the bench is, and what all cases share.
 
 Half of the tokens of every row are routed to attention, exactly and at random; beside it stands routing by the
-router of the recipe, its thresholds, if it has some, from the same input. All sides have the same size.
+router of the recipe, its thresholds, if it has some, from the same input. All sides have the same width.
 
 Shapes: B batch, T tokens, N heads, H head channels, D model channels.
 """

@@ -105,7 +105,7 @@ def train(
     plan = TrainingPlan(
         recipe=recipe,
         task=task,
-        data=data or ("shakespeare" if task == "lm" else task),
+        data=data if data is not None else "shakespeare" if task == "lm" else task,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         seed=seed,

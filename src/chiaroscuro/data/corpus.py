@@ -111,7 +111,7 @@ def read_text(path: Path) -> str:
     if not content.strip():
         raise ValueError(f"{path} is empty")
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
     if "\0" in text:

@@ -168,6 +168,8 @@ class ChiarConfig(PreTrainedConfig):
         Raises ValueError for names that are no fields.
         """
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)} - {"num_labels"})
+        if "recipe" in fields:
+            raise ValueError(f"a recipe is no field of recipe {name!r}: name {fields['recipe']!r} in its place")
         if unknown:
             raise ValueError(f"unknown field of the configuration: {', '.join(unknown)}")
         chosen = {"recipe": name} | recipe_named(name).fields | fields

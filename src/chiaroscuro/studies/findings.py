@@ -29,8 +29,8 @@ def compared(
     pairs: list[tuple[Finished, str, str]], text: str | None = None
 ) -> tuple[list[list[str]], list[Difference]]:
     """A table of arms against others, on the test split or on a further text, with the parameters of the one divided by
-    those of the other, and the differences in it. Of perplexity also the interval by the variances of the two arms
-    alone, which that of accuracy is by itself."""
+    those of the other, and the differences in it. Also the interval by the variances of the two arms alone, where that
+    is another one."""
     measures = [measure_of(study.table[arm]) for study, arm, _ in pairs]
     named = measures[0] if len(set(measures)) == 1 else "result"
     table = [["study", "arm", named, "against", named, "parameters", "difference"]]
@@ -41,7 +41,8 @@ def compared(
         table.append([study.study.name, *cells])
     if "perplexity" in measures:
         own = [difference(study, [(arm, other)], text, pooled=False) for study, arm, other in pairs]
-        last = ["by their own variances", *("" if each.is_accuracy else each.interval for each in own)]
+        others = ("" if each == found else each.interval for each, found in zip(own, differences, strict=True))
+        last = ["by their own variances", *others]
         table = [[*row, cell] for row, cell in zip(table, last, strict=True)]
     return table, differences
 

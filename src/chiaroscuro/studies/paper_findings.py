@@ -111,7 +111,7 @@ def flops(studies: Studies) -> Finding:
     attention, (large, full) = first["attention_ratio"]["mean"], _as_published(V2)
     saved, saved_here = 1 - large.total / full.total, 1 - second["executed_ratio"]["mean"]
     verdicts = [
-        HOLDS if attention <= ATTENTION + 0.02 else WEAKER,
+        HOLDS if attention <= ATTENTION + 0.02 else WEAKER if attention < 1 else FAILS,
         HOLDS if saved >= SAVED else WEAKER if saved > 0 else FAILS,
     ]
     return Finding(

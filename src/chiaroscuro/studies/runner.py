@@ -95,7 +95,8 @@ def read_result(run: StudyRun, places: Places) -> dict[str, Any]:
     """The result of one run. Raises ValueError when it is damaged, and when it was made by another plan than the study
     now declares."""
     result = read_json(places.result(run))
-    missing = [] if "diverged" in result else [name for name in OF_EVERY_RUN if name not in result]
+    whole = (*OF_EVERY_RUN, *(["test_on"] if run.plan.test_on else []))
+    missing = [] if "diverged" in result else [name for name in whole if name not in result]
     if missing:
         raise ValueError(
             f"{places.result(run)} is damaged ({missing[0]} is missing): restore it, or remove it and make it again"

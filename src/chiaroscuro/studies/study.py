@@ -70,7 +70,7 @@ class Study:
         if unknown:
             raise ValueError(f"study {self.name!r} does not test on {unknown[0]!r}")
         check_source(self.plan.task, data)
-        data = data or self.plan.data
+        data = self.plan.data if data is None else data
 
         def moved(plan: dict[str, Any]) -> dict[str, Any]:
             mixed = plan.get("mixed", {}).items()

@@ -23,13 +23,13 @@ def run_card(model: PreTrainedModel, results: dict[str, Any]) -> ModelCard:
     """The card of a trained model. results: as `train` writes them."""
     plan, made = results["plan"], results["versions"]
     trained = {
-        "data": results["data"],
+        "data": _printable(results["data"]),
         "task": results["task"],
         "tokens seen": f"{results['tokens_seen']:,}",
         "steps": f"{results['steps']:,}, of {plan['batch_size']} windows of {plan['seq_len']} tokens",
         "peak learning rate": f"{plan['learning_rate']:g}",
         "seed": str(results["seed"]),
-        "made by": f"`{made['command']}`",
+        "made by": f"`{_printable(made['command'])}`",
         "at": f"chiaroscuro {made['chiaroscuro']}, commit {made['commit']}, {made['machine']}",
     }
     measured = {name: form.format(results[key]) for key, (name, form) in _METRICS.items() if results[key] is not None}
@@ -43,11 +43,17 @@ def run_card(model: PreTrainedModel, results: dict[str, Any]) -> ModelCard:
     return model_card(model, record, _figures(model, results))
 
 
+def _printable(text: str) -> str:
+    """Names of files need not be Unicode, as a card must."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _figures(model: PreTrainedModel, results: dict[str, Any]) -> list[EvalResult]:
-    about = {
+    data = _printable(results["data"])
+    about: dict[str, Any] = {
         "task_type": pipeline_of(model),
-        "dataset_type": results["data"],
-        "dataset_name": results["data"],
+        "dataset_type": data,
+        "dataset_name": data,
         "dataset_split": "test",
     }
     return [

@@ -81,8 +81,9 @@ def new_run_folder(folder: Path) -> Path:
 
 def _holds_a_start_only(folder: Path) -> bool:
     """Whether nothing but the plan and the logs of a run is there."""
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
-    return folder / PLAN in files and set(files) <= {folder / name for name in (PLAN, DATA, METRICS)}
+    files = {path for path in folder.rglob("*") if not path.is_dir()}
+    own = {name: {folder / name, _draft_of(folder / name)} for name in (PLAN, DATA, METRICS)}
+    return bool(files & own[PLAN]) and files <= set().union(*own.values())
 
 
 def load_run(folder: Path) -> Run:
@@ -106,9 +107,16 @@ def load_run(folder: Path) -> Run:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write to a temporary name and rename, so that a reader never sees half a file."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    _draft_of(path).write_text(text)
+    os.replace(_draft_of(path), path)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_suffix(".tmp")
 
 
 def cut_metrics(path: Path, step: int) -> None:
@@ -127,9 +135,7 @@ def cut_metrics(path: Path, step: int) -> None:
         if logged > step:
             break
         kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    _replace(path, "".join(kept))
 
 
 def seconds_trained(metrics: Path) -> float | None:
@@ -160,13 +166,15 @@ def _program() -> list[str]:
 
 def commit_of(source: Path) -> str:
     """The commit that the folder `source` is at, with "-dirty" when something in it was changed since (results that are
-    written beside it do not count); "unknown" outside a checkout."""
+    written beside it do not count); "unknown" outside a checkout, and in that of another project."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(source), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if not git("ls-files", "."):
+            return "unknown"
         return git("describe", "--always", "--abbrev=12") + ("-dirty" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

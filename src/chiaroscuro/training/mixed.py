@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from chiaroscuro.data import Corpus, check_source, load_other_text, pad_batch
 from chiaroscuro.evaluation import Evaluation
-from chiaroscuro.modeling import ChiarConfig, ChiarForMixedTasks
+from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForMixedTasks
 from chiaroscuro.training.folder import RESULTS, Run
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.task import Classification, LanguageModelling, Recall, Task
@@ -104,14 +104,19 @@ def prepare(plan: TrainingPlan, corpus: Corpus | None = None) -> Task:
 
 def task_of(run: Run, data: str | None = None) -> Task:
     """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data, of which a text
-    file is taken whole. Raises ValueError when neither is known, and for other data of a task that is generated."""
+    file is taken whole. Raises ValueError when neither is known, when it is not said what a classifier was trained
+    for, and for other data of a task that is generated."""
     longest = min(TrainingPlan.seq_len, run.model.config.max_position_embeddings)
     made_by = run.results.get("plan")
     plan = {"recipe": run.model.config.recipe, "seq_len": longest} | (made_by if isinstance(made_by, dict) else {})
     if data is None and "data" not in plan:
         raise ValueError(f"{run.folder / RESULTS} does not say what the run was trained on: give --data")
+    if "task" not in plan and not isinstance(run.model, ChiarForCausalLM):
+        raise ValueError(f"{run.folder / RESULTS} does not say what task the run was trained on")
     task = str(plan.get("task", "lm"))
     check_source(task, data)
-    plan |= {"tokenizer": str(run.folder), "test_on": {}} | ({"data": data, "eval_tokens": None} if data else {})
-    corpus = load_other_text(data) if data and task == "lm" else None
-    return prepare(TrainingPlan.read(plan, run.folder / RESULTS), corpus)
+    plan |= {"tokenizer": str(run.folder), "test_on": {}}
+    if data is None:
+        return prepare(TrainingPlan.read(plan, run.folder / RESULTS))
+    on_other = TrainingPlan.read(plan | {"data": data, "eval_tokens": None}, run.folder / RESULTS)
+    return prepare(on_other, load_other_text(data) if task == "lm" else None)

@@ -74,6 +74,8 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         recipe_named(self.recipe)
+        if not self.data:
+            raise ValueError("data is empty: name a source, or leave it out")
         for name in ("vocab_size", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

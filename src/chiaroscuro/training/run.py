@@ -256,9 +256,11 @@ def _check_same_plan(plan: TrainingPlan, started: TrainingPlan) -> None:
 
 
 def _check_same_data(task: Task, out: Path) -> None:
-    """A run goes on with the data that it was begun on, whose tokens its weights know. (Runs of before this was written
-    down go on with what there is.)"""
-    if (out / DATA).exists() and read_json(out / DATA).get("sha256") != task.digest():
+    """A run goes on with the data that it was begun on, whose tokens its weights know. (Where this was not written down
+    it goes on with what there is.)"""
+    if not (out / DATA).exists():
+        write_json(out / DATA, {"sha256": task.digest()})
+    if read_json(out / DATA).get("sha256") != task.digest():
         raise ValueError(
             f"the data of the run in {out} have changed since it was begun: restore them, or begin anew with another "
             "--out"

@@ -26,7 +26,8 @@ from chiaroscuro.training.dense_start import DenseStart
 from chiaroscuro.training.folder import seconds_trained
 from chiaroscuro.training.ranks import ranks
 
-OF_THIS_PROCESS = "train_"  # how names begin of what the Trainer logs of the steps since a run was last resumed
+# How names begin of what the Trainer logs of the steps since a run was last resumed, and of FLOPs as a dense model has.
+LEFT_OUT = ("train_", "total_flos")
 
 
 class Diverged(ValueError):
@@ -200,7 +201,7 @@ class MetricsFile(TrainerCallback):
             return
         thresholds = {str(router.layer): router.thresholds.tolist() for router in threshold_routers(kwargs["model"])}
         line: dict[str, Any] = {"step": state.global_step, "seconds": time.perf_counter() - self.start}
-        line |= {name: value for name, value in (logs or {}).items() if not name.startswith(OF_THIS_PROCESS)}
+        line |= {name: value for name, value in (logs or {}).items() if not name.startswith(LEFT_OUT)}
         line |= {"thresholds": thresholds} if thresholds else {}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
