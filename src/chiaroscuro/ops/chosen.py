@@ -54,13 +54,10 @@ class Chosen:
         return self.mask_BT.reshape(-1).nonzero_static(size=sum(self.counts)).squeeze(-1)
 
     @once
-    def _row_M(self) -> Tensor:
-        return self.flat_M // self.mask_BT.shape[1]
-
-    @once
-    def _rank_M(self) -> Tensor:
-        """How many tokens of the same row were chosen before this one."""
-        return (self.mask_BT.cumsum(1) - 1).reshape(-1)[self.flat_M]
+    def _padded_M(self) -> Tensor:
+        """Indices of the chosen tokens in the flattened (B * Q) padded layout."""
+        rank_M = (self.mask_BT.cumsum(1) - 1).reshape(-1)[self.flat_M]
+        return self.flat_M // self.mask_BT.shape[1] * self.Q + rank_M
 
     @once
     def counts_B(self) -> Tensor:
@@ -95,11 +92,11 @@ class Chosen:
         """Flat rows (M, ...) to (B, Q, ...)."""
         if self._even:
             return rows.unflatten(0, (self.mask_BT.shape[0], self.Q))
-        padded = rows.new_zeros(self.mask_BT.shape[0], self.Q, *rows.shape[1:])
-        return padded.index_put((self._row_M, self._rank_M), rows)
+        shape = self.mask_BT.shape[0], self.Q, *rows.shape[1:]
+        return rows.new_zeros(shape).flatten(0, 1).index_copy(0, self._padded_M, rows).view(shape)
 
     def unpad(self, padded: Tensor) -> Tensor:
         """(B, Q, ...) back to flat rows (M, ...)."""
         if self._even:
             return padded.flatten(0, 1)
-        return padded[self._row_M, self._rank_M]
+        return padded.flatten(0, 1).index_select(0, self._padded_M)
