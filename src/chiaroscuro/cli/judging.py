@@ -15,7 +15,10 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
     stride: Annotated[
         int | None,
-        typer.Option(help="tokens by which a sliding window moves; default: windows side by side, as in results.json"),
+        typer.Option(
+            help="tokens by which a sliding window moves over the whole split; default: windows side by side, as in "
+            "results.json, over as much as the run was measured on"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

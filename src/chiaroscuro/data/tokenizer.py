@@ -11,7 +11,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1_000_000  # characters
-# No byte-level token lies on both sides of a place where white space begins.
+# No token of GPT-2's kind lies on both sides of a place where white space begins. (One of others may, which puts a full
+# stop and a line's end into one.)
 _BEFORE_SPACE = re.compile(r"(?<=\S)(?=[ \n])")
 
 

@@ -58,7 +58,7 @@ class _Full(StoppingCriteria):
 
 
 class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
-    """A causal language model; the head shares its weight with the embedding."""
+    """A causal language model; the head shares its weight with the embedding, unless `tie_word_embeddings` is false."""
 
     _keys_to_ignore_on_load_unexpected = [r"^classifiers\."]  # those of a `ChiarForMixedTasks`
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
