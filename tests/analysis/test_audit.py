@@ -7,12 +7,14 @@ import pytest
 import torch
 from tests.helpers import EXPLORING, SMALL_RECIPES, VOCAB, ids, tiny_config, tiny_model
 from transformers import (
+    Gemma3Config,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    XLNetConfig,
 )
 
 from chiaroscuro import ChiarForCausalLM, ChiarForSequenceClassification, calibrate, retrofit, set_share
@@ -277,3 +279,16 @@ def test_a_folder_of_transformers_is_read_with_its_weights_or_without(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     model, *_ = subject(str(tmp_path))
     assert isinstance(model, GPT2LMHeadModel)
+
+
+def test_sizes_are_those_of_text_where_a_model_sees_too_and_no_length_is_any_length(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": VOCAB, "num_key_value_heads": 1, "head_dim": 8}
+    vision = {"image_size": 28, "patch_size": 14}
+    Gemma3Config(text_config=sizes | text, vision_config=sizes | vision).save_pretrained(tmp_path / "sees")
+    found = {each.check: each.holds for each in audit(*subject(str(tmp_path / "sees")))}
+    assert found[FUTURE] is True
+    assert False not in found.values()
+    XLNetConfig(vocab_size=VOCAB, d_model=16, n_layer=1, n_head=2, d_inner=16).save_pretrained(tmp_path / "any length")
+    found = {each.check: each.holds for each in audit(*subject(str(tmp_path / "any length")))}
+    assert found[FUTURE] is False  # nor is it causal

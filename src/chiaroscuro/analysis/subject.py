@@ -70,7 +70,9 @@ def subject(name: str, data: str | None = None) -> Subject:
         model = cls(config)
     else:
         raise ValueError(f"{name} describes more than {MOST:,} parameters and has no weights: give it smaller sizes")
-    ids_BT = _random_tokens(config.vocab_size, getattr(config, "max_position_embeddings", TOKENS))
+    of_text = config.get_text_config()  # of what reads pictures as well
+    longest = getattr(of_text, "max_position_embeddings", TOKENS)
+    ids_BT = _random_tokens(of_text.vocab_size, longest if longest > 0 else TOKENS)  # some say -1 for any length
     return Subject(_causal(model), ids_BT, calibrated=False)
 
 
