@@ -1,11 +1,15 @@
-"""Tiny models, the two properties that every causal model must have, and processes that start quickly.
+"""Tiny models, the two properties that every causal model must have, what a run logged, and processes that start
+quickly.
 
 Shapes: B batch, T tokens, D model channels.
 """
 
+import json
 import multiprocessing
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +73,22 @@ def tiny_model(recipe: str = "spectral", **fields: Any) -> ChiarForCausalLM:
 
 def ids(B: int, T: int, seed: int = 0) -> Tensor:
     return torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def logs(run: Path) -> list[dict[str, Any]]:
+    """All logs of training without the times, and without the summary at an end, which holds nothing else."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{name: line[name] for name in line if name != "seconds"} for line in lines if "loss" in line]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers import ids, tiny_model
+from tests.helpers import default_dtype, ids, tiny_model
 
 from chiaroscuro.mixers import Context
 from chiaroscuro.routing import calibrate, recency, router_class
@@ -102,11 +102,8 @@ def test_padding_changes_nothing_whatever_the_share(share, before):
 
 def test_recency_is_the_same_under_another_default_precision():
     tokens, wanted = ids(2, 400), recency(ids(2, 400))
-    torch.set_default_dtype(torch.bfloat16)
-    try:
+    with default_dtype(torch.bfloat16):
         assert torch.equal(recency(tokens), wanted)
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_without_a_share_who_recurs_attends_whatever_thresholds_were_saved(tmp_path):

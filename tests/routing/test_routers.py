@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from tests.helpers import ids, tiny_model
+from tests.helpers import default_dtype, ids, tiny_model
 
 from chiaroscuro.mixers import Context, IdentityMixer, NothingMixer
 from chiaroscuro.ops import noise_entropy
@@ -34,11 +34,8 @@ def test_half_precision_leaves_the_thresholds_in_float32():
         assert router.to(dtype).thresholds.dtype == torch.float32
         assert router.thresholds.tolist() == pytest.approx([0.8935, 0.8973], abs=1e-7)
     assert router.double().thresholds.dtype == torch.float64
-    torch.set_default_dtype(torch.bfloat16)
-    try:
+    with default_dtype(torch.bfloat16):
         made = ThresholdRouter(1024, 2, low=0.8935, high=0.8973)
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert made.thresholds.tolist() == router.thresholds.tolist()
 
 
@@ -166,11 +163,8 @@ def test_random_choices_are_the_same_under_another_default_precision(share):
     context = Context(ids_BT=ids(50, 1000))
     wanted = router(x, None, context)
     assert share < 1.0 or wanted[..., 1].all()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
+    with default_dtype(torch.bfloat16):
         assert torch.equal(router(x, None, context), wanted)
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("name", ["random", "interleaved"])

@@ -271,8 +271,8 @@ def begun(study: Study, places: Places, sign: str, count: int = 1) -> BaseProces
     return process
 
 
-@pytest.mark.usefixtures("forked_runs")  # for those that end it
-# With its runs, or alone, so that what it began goes on beside the next.
+# Killed with its runs, or alone, so that what it began goes on beside the next. Only those that end it are forked.
+@pytest.mark.usefixtures("forked_runs")
 @pytest.mark.parametrize(("with_runs", "done_before"), [(True, 1), (False, 2)])
 def test_killed_half_way_and_started_again_it_gives_the_same_table(with_runs, done_before, whole, copied):
     study, places, results = copied, PLACES, whole[1]

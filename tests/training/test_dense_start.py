@@ -1,13 +1,11 @@
 """A dense start: who attends at which step, also where a run goes on, and what it costs."""
 
-import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers import EXPLORING, ids, tiny_model
+from tests.helpers import EXPLORING, ids, logs, tiny_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from chiaroscuro.flops import flops_ratios
@@ -33,11 +31,6 @@ def plan(english) -> TrainingPlan:
         dense_steps=8,
         fields={"hidden_size": 32, "num_attention_heads": 2, "routed_share": 0.25} | EXPLORING,
     )
-
-
-def logs(folder: Path) -> list[dict]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{name: line[name] for name in line if name != "seconds"} for line in lines if "loss" in line]
 
 
 def budget_routers(model) -> list[BudgetRouter]:

@@ -1,12 +1,11 @@
 """Mixed training: further tasks beside language modelling, each with a head on the whole body."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.helpers import EXPLORING, ids, tiny_config
+from tests.helpers import EXPLORING, ids, logs, tiny_config
 
 from chiaroscuro import ChiarForSequenceClassification
 from chiaroscuro.modeling import ChiarForCausalLM, ChiarForMixedTasks
@@ -102,9 +101,8 @@ def test_a_mixed_run_learns_both_and_goes_on_as_if_it_had_not_stopped(plan, tmp_
 def test_the_extra_loss_moves_the_head(plan, tmp_path):
     task = prepare(plan)
     train(plan, task, tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     added = [task.extra_batch(step) is not None for step in range(plan.steps)]
-    losses = [line["loss"] for line in lines if "loss" in line]
+    losses = [line["loss"] for line in logs(tmp_path / "run")]
     assert True in added
     # A step with a batch of ten classes has ln 10 more to lose.
     with_batch = [loss for loss, has in zip(losses, added, strict=True) if has]

@@ -1,6 +1,5 @@
 """Several processes that train one model, as torchrun starts them, with gloo on one machine."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.helpers import EXPLORING, PROCESSES, free_port, ids, tiny_config
+from tests.helpers import EXPLORING, PROCESSES, free_port, ids, logs, tiny_config
 
 from chiaroscuro import ChiarForCausalLM, cli
 from chiaroscuro.modeling import read_json
@@ -53,13 +52,11 @@ def side_by_side(told: list[str], folder: Path) -> list[tuple[int | None, str]]:
 
 
 def curve(folder: Path) -> list[float]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in logs(folder)]
 
 
 def last(folder: Path, name: str) -> dict:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line[name] for line in lines if name in line][-1]
+    return logs(folder)[-1][name]
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +106,8 @@ def test_a_folder_that_is_taken_stops_all_of_them(english, two, tmp_path):
 
 def test_when_one_dies_the_other_says_so_and_the_run_goes_on_with_one(english, tmp_path):
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    many = [
-        *TORCHRUN,
-        *arguments(english, out),
-        "--steps",
-        "24",
-        "--save-every",
-        "1",
-    ]  # of an option given twice the latter counts
+    longer = ["--steps", "24", "--save-every", "1"]  # of an option given twice the latter counts
+    many = [*TORCHRUN, *arguments(english, out), *longer]
     process = subprocess.Popen(many, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     while not (out / "checkpoints" / "checkpoint-3").exists():
         time.sleep(0.01)

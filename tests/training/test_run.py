@@ -1,8 +1,7 @@
-"""Training runs: what they leave, that they repeat, resume, and refuse."""
+"""Training runs: what they leave, that they repeat, how their tokens are routed, and what is compared."""
 
 import json
 import os
-import shutil
 import warnings
 from dataclasses import replace
 from functools import cached_property
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers import EXPLORING, ids, tiny_model
+from tests.helpers import EXPLORING, ids, logs, tiny_model
 from transformers import TrainerState, TrainingArguments
 
 from chiaroscuro import ChiarForCausalLM
@@ -21,22 +20,6 @@ from chiaroscuro.training.folder import alone_in
 from chiaroscuro.training.run import _trainer
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-TINY = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2}
-
-
-@pytest.fixture
-def plan(english) -> TrainingPlan:
-    return TrainingPlan(
-        data=str(english),
-        vocab_size=300,
-        steps=8,
-        batch_size=4,
-        seq_len=33,
-        warmup_steps=2,
-        eval_tokens=1_000,
-        fields=TINY,
-    )
 
 
 def test_a_recipe_keeps_its_sizes_and_others_are_small(english):
@@ -67,11 +50,6 @@ def test_another_recipe_is_as_wide_as_the_one_that_it_is_held_against(plan, tmp_
     runs = compare(plan, "full_attention", tmp_path / "two")["runs"]
     assert {run["plan"]["fields"].get("hidden_size", 256) for run in runs.values()} == {256}
     assert load_run(tmp_path / "two" / "full_attention").model.config.hidden_size == 256
-
-
-def curve(folder: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
 def test_a_run_leaves_all_that_is_needed_to_use_and_judge_it(plan, tmp_path):
@@ -118,9 +96,9 @@ def test_further_texts_are_for_language_models_and_not_called_as_splits_are():
 
 
 def test_metrics_hold_shares_utilisation_entropy_and_thresholds_per_layer(plan, tmp_path):
-    plan = replace(plan, fields=TINY | EXPLORING)
+    plan = replace(plan, fields=plan.fields | EXPLORING)
     train(plan, prepare(plan), tmp_path / "run")
-    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    first = logs(tmp_path / "run")[0]
     assert first["step"] == 1
     assert set(first["routing"]["3"]) == {"none", "attention"}
     assert 0.0 <= first["utilisation_entropy"]["3"] <= 0.6932
@@ -135,75 +113,13 @@ def test_one_seed_gives_one_curve_and_another_seed_another(plan, tmp_path, recip
     train(plan, task, tmp_path / "first")
     train(plan, task, tmp_path / "again")
     train(replace(plan, seed=1), task, tmp_path / "other")
-    assert len(curve(tmp_path / "first")) == 8
-    assert curve(tmp_path / "first") == curve(tmp_path / "again")
-    assert curve(tmp_path / "first") != curve(tmp_path / "other")
-
-
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(plan, tmp_path):
-    plan = replace(plan, save_every=4)
-    task = prepare(plan)
-    train(plan, task, tmp_path / "whole")
-    train(plan, task, tmp_path / "stopped")
-    # As after a kill in step 5: the first checkpoint is the last, and nothing of the end was written.
-    (last,) = (tmp_path / "stopped" / "checkpoints").glob("checkpoint-8")
-    last.rename(tmp_path / "elsewhere")
-    for name in ("model.safetensors", "results.json", "metrics.jsonl"):
-        (tmp_path / "stopped" / name).unlink()
-    train(plan, task, tmp_path / "stopped", resume=True)
-    assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")[4:]
-    states = [load_run(tmp_path / name).model.state_dict() for name in ("whole", "stopped")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def test_a_run_stopped_between_its_last_step_and_its_results_takes_no_step_more(plan, tmp_path):
-    plan = replace(plan, save_every=4)
-    task = prepare(plan)
-    train(plan, task, tmp_path / "run")
-    whole = load_run(tmp_path / "run")
-    for name in ("model.safetensors", "results.json"):
-        (tmp_path / "run" / name).unlink()
-    results = train(plan, task, tmp_path / "run", resume=True)
-    same = ("perplexity", "routing", "train_seconds", "tokens_per_second")
-    assert [results[name] for name in same] == [whole.results[name] for name in same]
-    assert len(curve(tmp_path / "run")) == 8
-    again = load_run(tmp_path / "run").model.state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in whole.model.state_dict().items())
-
-
-def test_a_run_is_not_resumed_by_another_plan(plan, tmp_path):
-    plan = replace(plan, save_every=4)
-    task = prepare(plan)
-    train(plan, task, tmp_path / "run")
-    results = (tmp_path / "run" / "results.json").read_text()
-    with pytest.raises(ValueError, match="another plan: seed was 0 and is 9, learning_rate was 0.002 and is 0.5"):
-        train(replace(plan, seed=9, learning_rate=0.5), task, tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / "results.json").read_text() == results
-
-
-def test_a_run_is_not_resumed_on_other_data(plan, english, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text(english.read_text())
-    plan, out = replace(plan, data=str(text), save_every=4), tmp_path / "run"
-    whole = train(plan, prepare(plan), out)
-    (out / "results.json").unlink()
-    text.write_text(english.read_text() * 2)
-    with pytest.raises(ValueError, match="the data of the run in .*run have changed since it was begun"):
-        train(plan, prepare(plan), out, resume=True)
-    text.write_text(english.read_text())
-    assert train(plan, prepare(plan), out, resume=True)["loss"] == whole["loss"]
-
-
-def test_who_goes_on_without_a_checkpoint_is_told_that_it_begins_anew(plan, tmp_path):
-    task, out = prepare(plan), tmp_path / "run"
-    whole = train(plan, task, out)
-    (out / "results.json").unlink()
-    with pytest.warns(UserWarning, match="there is no checkpoint in .*run: its training begins anew"):
-        assert train(plan, task, out, resume=True)["loss"] == whole["loss"]
+    assert len(logs(tmp_path / "first")) == 8
+    assert logs(tmp_path / "first") == logs(tmp_path / "again")
+    assert logs(tmp_path / "first") != logs(tmp_path / "other")
 
 
 def test_thresholds_are_calibrated_in_training_and_left_alone_in_evaluation(plan, tmp_path):
-    plan = replace(plan, fields=TINY | EXPLORING)
+    plan = replace(plan, fields=plan.fields | EXPLORING)
     train(plan, prepare(plan), tmp_path / "run")
     run = load_run(tmp_path / "run")
     routers = [module for module in run.model.modules() if isinstance(module, ThresholdRouter)]
@@ -228,7 +144,7 @@ def test_a_model_that_was_trained_before_keeps_its_bandwidths():
 @pytest.mark.parametrize("router", ["threshold", "learned", "benefit"])
 @pytest.mark.parametrize("steps", [1, 8])
 def test_a_divergence_that_thresholds_find_is_one_of_training(plan, tmp_path, router, steps):
-    fields = TINY | {"router": router}
+    fields = plan.fields | {"router": router}
     diverging = replace(plan, learning_rate=1e30, warmup_steps=0, steps=steps, fields=fields)
     with pytest.raises(Diverged, match=r"training diverged at step \d"):
         train(diverging, prepare(diverging), tmp_path / "run")
@@ -238,7 +154,9 @@ def test_a_divergence_that_thresholds_find_is_one_of_training(plan, tmp_path, ro
     ("recipe", "router"), [("full_attention", "threshold"), ("chiar", "random"), ("chiar", "benefit")]
 )
 def test_a_divergence_in_the_last_step_is_one_too(plan, tmp_path, recipe, router):
-    last = replace(plan, recipe=recipe, learning_rate=1e30, warmup_steps=0, steps=1, fields=TINY | {"router": router})
+    last = replace(
+        plan, recipe=recipe, learning_rate=1e30, warmup_steps=0, steps=1, fields=plan.fields | {"router": router}
+    )
     with pytest.raises(Diverged, match="training diverged at step 1 with"):
         train(last, prepare(last), tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
@@ -248,49 +166,14 @@ def test_a_divergence_in_the_last_step_is_one_too(plan, tmp_path, recipe, router
     ("router", "share"), [("benefit", 0.5), ("benefit", 0.125), ("learned", 0.25), ("threshold", 0.75)]
 )
 def test_as_many_tokens_attend_in_each_step_as_should(plan, tmp_path, router, share):
-    fields = TINY | {"router": router, "routed_share": share}
+    fields = plan.fields | {"router": router, "routed_share": share}
     plan = replace(plan, steps=40, batch_size=16, seq_len=65, learning_rate=4e-3, warmup_steps=8, fields=fields)
     train(plan, prepare(plan), tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    attended = [each["attention"] for line in lines if "loss" in line for each in line["routing"].values()]
+    attended = [each["attention"] for line in logs(tmp_path / "run") for each in line["routing"].values()]
     explored = 1 / 8 if router == "benefit" else 0.0  # with a gate of a half on average
     expected = share + explored * (0.5 - share)
     assert len(attended) == 40
     assert sum(abs(each - expected) for each in attended) / 40 < 0.1  # 0.2 to 0.6 if thresholds stand still
-
-
-def test_a_run_that_failed_at_its_start_does_not_block_its_folder(plan, tmp_path):
-    out = tmp_path / "run"
-    diverging = replace(plan, learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"training diverged at step \d+ with a learning rate of up to 1e\+30"):
-        train(diverging, prepare(diverging), out)
-    assert (out / "plan.json").exists()
-    assert train(plan, prepare(plan), out)["recipe"] == plan.recipe
-
-
-@pytest.mark.parametrize("left", [["plan.tmp"], ["plan.json", "data.tmp"], ["plan.json", "data.json", "metrics.tmp"]])
-def test_a_run_that_was_killed_while_its_first_files_were_written_does_not_block_its_folder(plan, tmp_path, left):
-    out = tmp_path / "run"
-    out.mkdir()
-    for name in left:
-        (out / name).touch()
-    train(plan, prepare(plan), out)
-    assert not list(out.glob("*.tmp"))
-    for name in (*left, "more.txt"):
-        (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="exists already"):
-        train(plan, prepare(plan), tmp_path)
-
-
-def test_a_run_that_was_killed_before_its_data_were_written_down_goes_on_with_them(plan, tmp_path):
-    task, out = prepare(replace(plan, steps=1)), tmp_path / "run"
-    train(task.plan, task, out)
-    before = (out / "data.json").read_text()
-    for name in ("data.json", "results.json"):
-        (out / name).unlink()
-    with pytest.warns(UserWarning, match="its training begins anew"):
-        train(task.plan, task, out, resume=True)
-    assert (out / "data.json").read_text() == before
 
 
 def test_a_name_that_is_no_unicode_is_trained_on(plan, english, tmp_path):
@@ -300,74 +183,6 @@ def test_a_name_that_is_no_unicode_is_trained_on(plan, english, tmp_path):
     train(plan, prepare(plan), tmp_path / "run")
     assert "caf\\udce9.txt" in (tmp_path / "run" / "README.md").read_text()
     assert task_of(load_run(tmp_path / "run")).plan.data == str(text)
-
-
-def test_no_run_is_overwritten_and_nothing_is_resumed_from_nothing(plan, tmp_path):
-    task = prepare(plan)
-    (tmp_path / "precious.txt").write_text("keep me")
-    with pytest.raises(ValueError, match="exists already"):
-        train(plan, task, tmp_path)
-    with pytest.raises(ValueError, match="nothing to resume"):
-        train(plan, task, tmp_path, resume=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
-
-
-def test_a_finished_run_is_not_trained_again(plan, tmp_path):
-    task = prepare(plan)
-    results = train(plan, task, tmp_path / "run")
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    assert train(plan, task, tmp_path / "run", resume=True) == results
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_finished_run_without_its_weights_gets_them_back(plan, tmp_path):
-    plan = replace(plan, save_every=4)
-    task = prepare(plan)
-    results = train(plan, task, tmp_path / "run")
-    (tmp_path / "run" / "model.safetensors").unlink()
-    again = train(plan, task, tmp_path / "run", resume=True)
-    assert (again["loss"], again["tokens_seen"]) == (results["loss"], results["tokens_seen"])
-    assert (tmp_path / "run" / "model.safetensors").exists()
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    (tmp_path / "run" / "model.safetensors").unlink()
-    assert train(plan, task, tmp_path / "run", resume=True) == again  # of which nothing else is left
-
-
-def test_two_processes_do_not_train_in_one_folder(plan, tmp_path, monkeypatch):
-    task = prepare(plan)
-    run, by_another_name = tmp_path / "run", tmp_path / "link"
-    run.mkdir()
-    by_another_name.symlink_to(run)
-    with alone_in(run):
-        for name in (run, by_another_name, tmp_path / "sub" / ".." / "run"):
-            with pytest.raises(ValueError, match="another process is training in .*: wait"):
-                train(plan, task, name)
-    monkeypatch.chdir(run)
-    train(plan, task, Path("."))
-    with alone_in(run), pytest.raises(ValueError, match="another process is training in .*run: wait"):
-        train(plan, task, run, resume=True)
-    assert [path.name for path in tmp_path.iterdir() if "lock" in path.name] == []
-
-
-def test_what_goes_on_from_nothing_makes_nothing(plan, tmp_path):
-    with pytest.raises(ValueError, match="nothing to resume in"):
-        train(plan, prepare(plan), tmp_path / "no" / "such", resume=True)
-    assert not (tmp_path / "no").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"fields": TINY | {"max_position_embeddings": 16}}, "longer than the 16"),
-        ({"fields": {"hidden_size": 30, "num_attention_heads": 4}}, "does not divide into 4"),
-        ({"seq_len": 5_000}, "fewer than one window of 5000"),
-    ],
-)
-def test_a_plan_that_cannot_work_leaves_no_folder(plan, tmp_path, change, complaint):
-    plan = replace(plan, **change)
-    with pytest.raises(ValueError, match=complaint):
-        train(plan, prepare(plan), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -419,7 +234,7 @@ def test_comparison_gives_both_the_same_batches(plan, tmp_path):
 
 
 def test_what_a_plan_says_of_routing_is_for_the_first_of_a_comparison(plan, tmp_path):
-    routed = replace(plan, steps=1, fields=TINY | {"layer_operators": [["dct", "attention"]] * 5})
+    routed = replace(plan, steps=1, fields=plan.fields | {"layer_operators": [["dct", "attention"]] * 5})
     runs = compare(routed, "full_attention", tmp_path / "both")["runs"]
     assert [len(run["routing"]) for run in runs.values()] == [5, 0]
 

@@ -2,7 +2,6 @@
 had been."""
 
 import errno
-import json
 import os
 import random
 import resource
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers import PROCESSES
+from tests.helpers import PROCESSES, logs
 from transformers import TrainerCallback
 
 from chiaroscuro import cli
@@ -59,14 +58,8 @@ def start(*arguments):
     return process
 
 
-def curve(folder: Path) -> list[dict]:
-    """All logs of training without the times, and without the summary at an end, which holds nothing else."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{name: line[name] for name in line if name != "seconds"} for line in lines if "loss" in line]
-
-
 def assert_same(run: Path, whole: Path) -> None:
-    assert curve(run) == curve(whole)
+    assert logs(run) == logs(whole)
     state, expected = (load_run(folder).model.state_dict() for folder in (run, whole))
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 

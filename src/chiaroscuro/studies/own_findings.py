@@ -255,16 +255,16 @@ def who_gets_it(studies: Studies) -> Finding:
             f"{_mean(study, hashed)}. `benefit` explores in training, where an eighth of the tokens get both "
             f"operators, blended; random tokens of a model that does so too differ from others by "
             f"{_mean(study, exploring)}.",
-            f"Of full attention's attention FLOPs take, in per cent, at {', '.join(BELOW_HALF)}: "
-            f"{'; '.join(_by_budget(study, router, BELOW_HALF) for router in (*routers, 'random'))}.",
+            _taken(study, (*routers, "random"), BELOW_HALF),
         ],
         table,
     )
 
 
-def _by_budget(study: Finished, name: str, shares: Sequence[str]) -> str:
-    """What arms of one name take of full attention's FLOPs, in per cent."""
-    return f"{name} {', '.join(_of_attention(study, f'{name}, {share}') for share in shares)}"
+def _taken(study: Finished, names: Sequence[str], shares: Sequence[str]) -> str:
+    """What arms take of full attention's FLOPs, by name at each share."""
+    each = [f"{name} {', '.join(_of_attention(study, f'{name}, {share}') for share in shares)}" for name in names]
+    return f"Of full attention's attention FLOPs take, in per cent, at {', '.join(shares)}: {'; '.join(each)}."
 
 
 def tokens_or_layers(studies: Studies) -> Finding:
@@ -279,8 +279,7 @@ def tokens_or_layers(studies: Studies) -> Finding:
         [
             f"Attention for chosen tokens of more layers against all tokens of fewer, the mean over 75 and 25 % of it: "
             f"{found}; for tokens at even distances instead of the chosen ones {_mean(study, unchosen)}.",
-            f"Of full attention's attention FLOPs take, in per cent, at {' and '.join(shares)}: "
-            f"{'; '.join(_by_budget(study, name, shares) for name in ('recurrence', 'interleaved', LAYERS))}.",
+            _taken(study, ("recurrence", "interleaved", LAYERS), shares),
         ],
         table,
     )

@@ -83,7 +83,7 @@ def train(plan: TrainingPlan, task: Task, out: Path, resume: bool = False, shard
         on_first(lambda: stack.enter_context(alone_in(out)))
         results = on_first(lambda: _finished(plan, out)) if resume else None
         if resume and results is None:
-            on_first(lambda: _check_same_data(task, out))
+            on_first(lambda: _keep_to_data(task, out))
         if results is None:
             results = _train(plan, config, task, out, resume, sharded)
     return results if ranks().is_main_process else {}
@@ -215,7 +215,7 @@ def _spent_in_training(plan: TrainingPlan, model: Any, task: Task) -> dict[str, 
 def _begin(plan: TrainingPlan, task: Task, out: Path) -> None:
     """Make the run folder, with the plan and a hash of the data."""
     write_json(new_run_folder(out) / PLAN, asdict(plan))
-    write_json(out / DATA, {"sha256": task.digest()})
+    _keep_to_data(task, out)
 
 
 def _finished(plan: TrainingPlan, out: Path) -> dict[str, Any] | None:
@@ -255,12 +255,13 @@ def _check_same_plan(plan: TrainingPlan, started: TrainingPlan) -> None:
         raise ValueError(f"the run was started by another plan: {differences}")
 
 
-def _check_same_data(task: Task, out: Path) -> None:
-    """A run goes on with the data that it was begun on, whose tokens its weights know. (Where this was not written down
-    it goes on with what there is.)"""
+def _keep_to_data(task: Task, out: Path) -> None:
+    """A run goes on with the data that it was begun on, whose tokens its weights know: a hash of them is written down
+    where there is none."""
+    sha256 = task.digest()
     if not (out / DATA).exists():
-        write_json(out / DATA, {"sha256": task.digest()})
-    if read_json(out / DATA).get("sha256") != task.digest():
+        write_json(out / DATA, {"sha256": sha256})
+    elif read_json(out / DATA).get("sha256") != sha256:
         raise ValueError(
             f"the data of the run in {out} have changed since it was begun: restore them, or begin anew with another "
             "--out"
