@@ -256,6 +256,21 @@ def test_other_text_is_measured_whole(plan, english, tmp_path):
     assert other.measure(load_run(tmp_path / "run").model, "test").tokens == results["test_on"]["own"]["tokens"] > 1000
 
 
+def test_a_run_is_not_measured_on_what_has_taken_the_place_of_its_text(plan, english, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(english.read_text())
+    plan = replace(plan, data=str(text), steps=1)
+    train(plan, prepare(plan), tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    before = task_of(run).digests()
+    text.write_text(english.read_text() + "One more line.\n")
+    with pytest.raises(ValueError, match=r"text\.txt is no longer what the run in .*run was trained on \(.*test differ"):
+        task_of(run)
+    assert task_of(run, str(text)).digests() != before
+    (tmp_path / "run" / "data.json").unlink()  # as of runs that came without one
+    assert task_of(run).digests() != before
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "results.json"])
 def test_a_damaged_run_folder_is_named(plan, tmp_path, name):
     train(plan, prepare(plan), tmp_path / "run")

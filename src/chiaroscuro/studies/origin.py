@@ -1,6 +1,7 @@
 """By which code and from which data results were made, so that others are not added to them."""
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def code_digest() -> str:
 
 def origin_of(task: Task) -> Origin:
     """That of results made now on the data of `task`."""
-    return Origin(code_digest(), task.digest())
+    return Origin(code_digest(), hashlib.sha256(json.dumps(task.digests()).encode()).hexdigest())
 
 
 def claim(results: Path, origin: Origin) -> None:

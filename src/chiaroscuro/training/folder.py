@@ -1,7 +1,7 @@
 """The run folder: what a finished run leaves behind, and reading it back.
 
-`config.json`, `model.safetensors`, the tokenizer, `plan.json` (what the run was told), `data.json` (a hash of what it
-was trained on), `metrics.jsonl` (one log per line) and `results.json`.
+`config.json`, `model.safetensors`, the tokenizer, `plan.json` (what the run was told), `data.json` (hashes of
+what it was trained and measured on), `metrics.jsonl` (one log per line) and `results.json`.
 """
 
 import json
@@ -103,6 +103,12 @@ def load_run(folder: Path) -> Run:
         raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} entries and the model {config.vocab_size}")
     results = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
     return Run(folder, model, tokenizer, results)
+
+
+def changed_data(digests: dict[str, str], folder: Path) -> list[str]:
+    """The parts of the data, by their hashes now, that are not those of the run in `folder`, as far as it knows."""
+    known = read_json(folder / DATA) if (folder / DATA).exists() else {}
+    return [part for part, digest in digests.items() if known.get(part, digest) != digest]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Mixed training: language modelling, with now and then a batch of a classification task added (paper, section 2)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from chiaroscuro.data import Corpus, check_source, load_other_text, pad_batch
 from chiaroscuro.evaluation import Evaluation
 from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForMixedTasks
-from chiaroscuro.training.folder import RESULTS, Run
+from chiaroscuro.training.folder import RESULTS, Run, changed_data
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.task import Classification, LanguageModelling, Recall, Task
 from chiaroscuro.training.trainer import RoutingTrainer
@@ -32,10 +32,11 @@ class MixedTasks(LanguageModelling):
             for name, source in plan.mixed.items()
         }
 
-    def stored(self) -> Iterator[np.ndarray]:
+    def stored(self) -> Iterator[tuple[str, Sequence[np.ndarray]]]:
         yield from super().stored()
-        for extra in self.extras.values():
-            yield from extra.stored()
+        for name, extra in self.extras.items():
+            for split, arrays in extra.stored():
+                yield f"{name}, {split}", arrays
 
     def fields(self) -> dict[str, Any]:
         return super().fields() | {"task_labels": {name: extra.num_labels for name, extra in self.extras.items()}}
@@ -104,8 +105,8 @@ def prepare(plan: TrainingPlan, corpus: Corpus | None = None) -> Task:
 
 def task_of(run: Run, data: str | None = None) -> Task:
     """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data, of which a text
-    file is taken whole. Raises ValueError when neither is known, when it is not said what a classifier was trained
-    for, and for other data of a task that is generated."""
+    file is taken whole. Raises ValueError when neither is known, when its own are no longer what they were, when it is
+    not said what a classifier was trained for, and for other data of a task that is generated."""
     longest = min(TrainingPlan.seq_len, run.model.config.max_position_embeddings)
     made_by = run.results.get("plan")
     plan = {"recipe": run.model.config.recipe, "seq_len": longest} | (made_by if isinstance(made_by, dict) else {})
@@ -116,7 +117,13 @@ def task_of(run: Run, data: str | None = None) -> Task:
     task = str(plan.get("task", "lm"))
     check_source(task, data)
     plan |= {"tokenizer": str(run.folder), "test_on": {}}
-    if data is None:
-        return prepare(TrainingPlan.read(plan, run.folder / RESULTS))
-    on_other = TrainingPlan.read(plan | {"data": data, "eval_tokens": None}, run.folder / RESULTS)
-    return prepare(on_other, load_other_text(data) if task == "lm" else None)
+    if data is not None:
+        on_other = TrainingPlan.read(plan | {"data": data, "eval_tokens": None}, run.folder / RESULTS)
+        return prepare(on_other, load_other_text(data) if task == "lm" else None)
+    own = prepare(TrainingPlan.read(plan, run.folder / RESULTS))
+    if changed := changed_data(own.digests(), run.folder):
+        raise ValueError(
+            f"{own.plan.data} is no longer what the run in {run.folder} was trained on ({', '.join(changed)} differ): "
+            "restore it, or give it as another text (--data)"
+        )
+    return own

@@ -29,6 +29,7 @@ from chiaroscuro.training.folder import (
     PLAN,
     RESULTS,
     alone_in,
+    changed_data,
     cut_metrics,
     new_run_folder,
     seconds_trained,
@@ -213,7 +214,7 @@ def _spent_in_training(plan: TrainingPlan, model: Any, task: Task) -> dict[str, 
 
 
 def _begin(plan: TrainingPlan, task: Task, out: Path) -> None:
-    """Make the run folder, with the plan and a hash of the data."""
+    """Make the run folder, with the plan and hashes of the data."""
     write_json(new_run_folder(out) / PLAN, asdict(plan))
     _keep_to_data(task, out)
 
@@ -256,15 +257,15 @@ def _check_same_plan(plan: TrainingPlan, started: TrainingPlan) -> None:
 
 
 def _keep_to_data(task: Task, out: Path) -> None:
-    """A run goes on with the data that it was begun on, whose tokens its weights know: a hash of them is written down
-    where there is none."""
-    sha256 = task.digest()
+    """A run goes on with the data that it was begun on, whose tokens its weights know: hashes of them are written down
+    where there are none."""
+    digests = task.digests()
     if not (out / DATA).exists():
-        write_json(out / DATA, {"sha256": sha256})
-    elif read_json(out / DATA).get("sha256") != sha256:
+        write_json(out / DATA, digests)
+    if changed := changed_data(digests, out):
         raise ValueError(
-            f"the data of the run in {out} have changed since it was begun: restore them, or begin anew with another "
-            "--out"
+            f"the data of the run in {out} have changed since it was begun ({', '.join(changed)}): restore them, or "
+            "begin anew with another --out"
         )
 
 

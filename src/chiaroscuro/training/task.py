@@ -5,7 +5,7 @@ Shapes: B batch, T tokens.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -73,8 +73,8 @@ class Task(ABC):
         """What can be had on the test split without a model, in words and as a number."""
 
     @abstractmethod
-    def stored(self) -> Iterator[np.ndarray]:
-        """All data that models are trained and measured on, in a fixed order."""
+    def stored(self) -> Iterator[tuple[str, Sequence[np.ndarray]]]:
+        """All data that models are trained and measured on, part by part: splits, and further texts."""
 
     @abstractmethod
     def sample(self, split: str, tokens: int) -> Sample:
@@ -85,12 +85,15 @@ class Task(ABC):
         """What trains a model for the task; `arguments` as transformers' Trainer takes them."""
         return RoutingTrainer(**arguments)
 
-    def digest(self) -> str:
-        """A hash of all data, as they are encoded."""
-        digest = hashlib.sha256()
-        for part in self.stored():
-            digest.update(np.ascontiguousarray(part).data)
-        return digest.hexdigest()
+    def digests(self) -> dict[str, str]:
+        """A hash of each part of the data, as it is encoded."""
+        found = {}
+        for part, arrays in self.stored():
+            digest = hashlib.sha256()
+            for array in arrays:
+                digest.update(np.ascontiguousarray(array).data)
+            found[part] = digest.hexdigest()
+        return found
 
     def fields(self) -> dict[str, Any]:
         """Fields of the configuration that follow from the data."""
@@ -110,9 +113,9 @@ class _OfWindows(Task, Generic[W]):
         super().__init__(plan, tokenizer, windows)
         self.windows: dict[str, W] = windows
 
-    def stored(self) -> Iterator[np.ndarray]:
-        for windows in self.windows.values():
-            yield windows.stored
+    def stored(self) -> Iterator[tuple[str, Sequence[np.ndarray]]]:
+        for part, windows in self.windows.items():
+            yield part, (windows.stored,)
 
     def sample(self, split: str, tokens: int) -> Sample:
         windows = self.windows[split]
@@ -185,9 +188,9 @@ class Classification(Task):
         super().__init__(plan, data.tokenizer, self.sequences)
         check_length(plan.task, max(sequences.longest for sequences in self.sequences.values()), plan.seq_len)
 
-    def stored(self) -> Iterator[np.ndarray]:
-        for sequences in self.sequences.values():
-            yield from (sequences.tokens, sequences.labels)
+    def stored(self) -> Iterator[tuple[str, Sequence[np.ndarray]]]:
+        for split, sequences in self.sequences.items():
+            yield split, (sequences.tokens, sequences.labels)
 
     def sample(self, split: str, tokens: int) -> Sample:
         batch = pad_batch(self.sequences[split].spread(tokens))
