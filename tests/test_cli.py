@@ -140,6 +140,7 @@ def test_calibrate_sets_and_saves_thresholds(call, run, tmp_path):
         name = f"model.layers.{layer['layer']}.mixer.router.thresholds"
         assert after[name].tolist() == pytest.approx([layer["low"], layer["high"]])
         assert after[name].tolist() != pytest.approx(before[name].tolist(), abs=1e-4)
+    assert "calibrate" in json.loads((run / "results.json").read_text())["calibrated"]["versions"]["command"]
 
 
 def test_convert_makes_a_folder_that_loads(call, tmp_path):

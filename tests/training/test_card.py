@@ -11,7 +11,7 @@ from tests.helpers import tiny_config, tiny_model
 from chiaroscuro import ChiarForSequenceClassification
 from chiaroscuro.data import train_tokenizer
 from chiaroscuro.modeling import model_card
-from chiaroscuro.training import TrainingPlan, load_run, prepare, train
+from chiaroscuro.training import TrainingPlan, load_run, prepare, recalibrate, train
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 
@@ -52,6 +52,21 @@ def test_the_card_of_a_run_holds_its_figures_and_a_use_that_works(english, tmp_p
     (out / "README.md").write_text("my own words")
     load_run(out).model.save_pretrained(out)
     assert (out / "README.md").read_text() == "my own words"
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_card_says_that_thresholds_are_no_longer_those_of_its_figures(english, tmp_path):
+    fields = TINY | {"routed_share": 0.5}
+    plan = TrainingPlan(data=str(english), vocab_size=300, steps=2, batch_size=2, seq_len=33, fields=fields)
+    train(plan, prepare(plan), tmp_path / "run")
+    card, said = tmp_path / "run" / "README.md", "| since then | thresholds set anew by `"
+    assert said not in card.read_text()
+    for _ in range(2):
+        recalibrate(load_run(tmp_path / "run"), 64, str(english))
+        assert card.read_text().count(said) == 1
+    card.write_text("my own words")
+    recalibrate(load_run(tmp_path / "run"), 64)
+    assert card.read_text() == "my own words"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import json
 import subprocess
+import sys
 
-from chiaroscuro.training.folder import commit_of, cut_metrics
+import pytest
+
+from chiaroscuro.training.folder import commit_of, cut_metrics, versions
 
 
 def test_the_commit_is_marked_when_the_source_was_changed_and_not_when_results_were_written(tmp_path):
@@ -28,6 +31,21 @@ def test_the_commit_is_marked_when_the_source_was_changed_and_not_when_results_w
     assert commit_of(source) == clean
     (source / "more.py").write_text("b")
     assert commit_of(source) == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize(
+    ("file", "called", "recorded"),
+    [
+        ("/bin/chiaroscuro", ["/bin/chiaroscuro"], "chiaroscuro 'a b'"),
+        ("/lib/chiaroscuro/__main__.py", ["-m", "chiaroscuro"], "chiaroscuro 'a b'"),
+        ("/lib/chiaroscuro/studies/worker.py", ["-m", "chiaroscuro.studies.worker"], "python -m chiaroscuro.studies.w"),
+        ("chiaroscuro/mine.py", ["-u", "chiaroscuro/mine.py"], "python -u chiaroscuro/mine.py 'a b'"),
+    ],
+)
+def test_the_command_is_what_was_called(monkeypatch, file, called, recorded):
+    monkeypatch.setattr(sys, "argv", [file, "a b"])
+    monkeypatch.setattr(sys, "orig_argv", ["/bin/python", *called, "a b"])
+    assert versions()["command"].startswith(recorded)
 
 
 def test_metrics_are_cut_back_to_a_step_and_to_whole_lines(tmp_path):

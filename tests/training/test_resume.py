@@ -148,11 +148,11 @@ def test_two_processes_do_not_train_in_one_folder(plan, tmp_path, monkeypatch):
     by_another_name.symlink_to(run)
     with alone_in(run):
         for name in (run, by_another_name, tmp_path / "sub" / ".." / "run"):
-            with pytest.raises(ValueError, match="another process is training in .*: wait"):
+            with pytest.raises(ValueError, match="another process is at work in .*: wait"):
                 train(plan, task, name)
     monkeypatch.chdir(run)
     train(plan, task, Path("."))
-    with alone_in(run), pytest.raises(ValueError, match="another process is training in .*run: wait"):
+    with alone_in(run), pytest.raises(ValueError, match="another process is at work in .*run: wait"):
         train(plan, task, run, resume=True)
     assert [path.name for path in tmp_path.iterdir() if "lock" in path.name] == []
 

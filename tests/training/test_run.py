@@ -243,7 +243,7 @@ def test_a_comparison_leaves_a_run_that_is_under_way_alone(plan, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "plan.json").write_text("{}")
-    with alone_in(out), pytest.raises(ValueError, match="another process is training in .*run: wait"):
+    with alone_in(out), pytest.raises(ValueError, match="another process is at work in .*run: wait"):
         compare(plan, "full_attention", out)
     assert (out / "plan.json").exists()
 
@@ -264,7 +264,7 @@ def test_a_run_is_not_measured_on_what_has_taken_the_place_of_its_text(plan, eng
     run = load_run(tmp_path / "run")
     before = task_of(run).digests()
     text.write_text(english.read_text() + "One more line.\n")
-    with pytest.raises(ValueError, match=r"text\.txt is no longer what the run in .*run was trained on \(.*test differ"):
+    with pytest.raises(ValueError, match=r"text\.txt is no longer what the run in .* was trained on \(.*test differ"):
         task_of(run)
     assert task_of(run, str(text)).digests() != before
     (tmp_path / "run" / "data.json").unlink()  # as of runs that came without one

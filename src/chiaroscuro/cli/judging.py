@@ -89,18 +89,16 @@ def calibrate(
     tokens: Annotated[int, typer.Option(min=1, help="tokens to calibrate on")] = 4096,
     as_json: AsJson = False,
 ) -> None:
-    """Set the thresholds of each layer from held-out text, and save them in the run folder."""
+    """Set the thresholds of each layer from held-out text, and save them in the run folder, whose results are of the
+    thresholds before: `eval` measures anew."""
     from dataclasses import asdict
 
     from chiaroscuro.ops import noise_entropy
-    from chiaroscuro.routing import calibrate, router_class
-    from chiaroscuro.training import task_of
+    from chiaroscuro.routing import router_class
+    from chiaroscuro.training import recalibrate
 
     loaded = load(run)
-    found = calibrate(loaded.model, *task_of(loaded, data).calibration_text(tokens))
-    if not found:
-        raise ValueError(f"nothing to calibrate: {run} has no layer whose router keeps to a share by thresholds")
-    loaded.model.save_pretrained(run)
+    found = recalibrate(loaded, tokens, data)
     config = loaded.model.config
     noise = noise_entropy(config.hidden_size) if router_class(config.router).reads_entropy else None
     if as_json:

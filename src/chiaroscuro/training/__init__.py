@@ -17,7 +17,7 @@ from chiaroscuro.training.folder import (
 from chiaroscuro.training.mixed import prepare, task_of
 from chiaroscuro.training.plan import SMALL, TrainingPlan
 from chiaroscuro.training.ranks import ranks
-from chiaroscuro.training.run import Stopped, started_plan, train
+from chiaroscuro.training.run import Stopped, recalibrate, started_plan, train
 from chiaroscuro.training.task import LanguageModelling, Task
 from chiaroscuro.training.trainer import Diverged, NotSaved, ThresholdRefresh
 
@@ -42,6 +42,7 @@ __all__ = [
     "new_run_folder",
     "prepare",
     "ranks",
+    "recalibrate",
     "started_plan",
     "task_of",
     "train",

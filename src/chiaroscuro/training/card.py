@@ -39,6 +39,9 @@ def run_card(model: PreTrainedModel, results: dict[str, Any]) -> ModelCard:
         f"layer {int(layer) + 1} routes to": ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         for layer, shares in results["routing"].items()
     }
+    if "calibrated" in results:
+        command = _printable(results["calibrated"]["versions"]["command"])
+        measured["since then"] = f"thresholds set anew by `{command}`, which these figures do not know of"
     record = f"## Training\n\n{markdown_table(trained)}\n\n## On held-out data\n\n{markdown_table(measured)}"
     return model_card(model, record, _figures(model, results))
 

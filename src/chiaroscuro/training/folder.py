@@ -60,7 +60,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(f"another process is training in {folder}: wait for it, or choose another --out") from error
+        raise ValueError(f"another process is at work in {folder}: wait for it, or choose another --out") from error
     try:
         yield
     finally:
@@ -165,9 +165,12 @@ def versions() -> dict[str, str]:
 
 
 def _program() -> list[str]:
-    """What was called: the command, or a module of the package that it starts as a process."""
-    module = sys.orig_argv[1:3]
-    return ["python", *module] if module[:1] == ["-m"] and module[1:] != ["chiaroscuro"] else ["chiaroscuro"]
+    """What was called: the command, another module of the package, which it starts as a process, or a program of the
+    user's own."""
+    called = Path(sys.argv[0])
+    if called.stem == "chiaroscuro" or called.parts[-2:] == ("chiaroscuro", "__main__.py"):
+        return ["chiaroscuro"]
+    return ["python", *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
 
 
 def commit_of(source: Path) -> str:

@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from chiaroscuro.flops import flops_ratios
 from chiaroscuro.modeling import CARD, ChiarConfig, read_json
 from chiaroscuro.ops import NotFinite
-from chiaroscuro.routing import calibrate
+from chiaroscuro.routing import Calibration, calibrate
 from chiaroscuro.training.card import run_card
 from chiaroscuro.training.checkpoints import discard_drafts, last_whole, steps_of
 from chiaroscuro.training.dense_start import DenseStart, training_ratio
@@ -28,6 +28,7 @@ from chiaroscuro.training.folder import (
     METRICS,
     PLAN,
     RESULTS,
+    Run,
     alone_in,
     changed_data,
     cut_metrics,
@@ -36,6 +37,7 @@ from chiaroscuro.training.folder import (
     versions,
     write_json,
 )
+from chiaroscuro.training.mixed import task_of
 from chiaroscuro.training.plan import TrainingPlan
 from chiaroscuro.training.ranks import on_first, ranks
 from chiaroscuro.training.stop import StopAtSignal, ignore_sigterm
@@ -141,6 +143,29 @@ def _finish(plan: TrainingPlan, model: Any, task: Task, out: Path, trainer: Rout
     run_card(model, results).save(out / CARD)
     write_json(out / RESULTS, results)
     return results
+
+
+def recalibrate(run: Run, tokens: int, data: str | None = None) -> list[Calibration]:
+    """Set the thresholds of a run anew, on its own validation text or on other data, and save them; its results, which
+    were measured with those before, say so, and its card, where it is still as training wrote it.
+
+    Raises ValueError when no router keeps to a share by thresholds, when another process is at work in the folder, and
+    as `task_of`.
+    """
+    card = run.folder / CARD
+    text = task_of(run, data).calibration_text(tokens)
+    with alone_in(run.folder):
+        as_written = run.results and card.exists() and card.read_text() == str(run_card(run.model, run.results))
+        found = calibrate(run.model, *text)
+        if not found:
+            raise ValueError(f"nothing to calibrate: in {run.folder} no router keeps to a share by thresholds")
+        run.model.save_pretrained(run.folder)
+        if run.results:
+            calibrated = {"tokens": tokens, "data": data, "versions": versions()}
+            write_json(run.folder / RESULTS, run.results | {"calibrated": calibrated})
+            if as_written:
+                run_card(run.model, run.results | {"calibrated": calibrated}).save(card)
+    return found
 
 
 def _fit(trainer: RoutingTrainer, stop: StopAtSignal, checkpoint: Path | None, out: Path) -> None:
