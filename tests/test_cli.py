@@ -122,6 +122,11 @@ def test_tokens_of_another_text_are_as_frequent_as_in_training(call, run, tmp_pa
     for options in ((), ("--data", tmp_path / "other.txt")):
         assert call("tokens", run, "--windows", 4, "--pairs", 2, "--json", *options)[0] == 0
     assert np.array_equal(*counted)
+    unknown = shutil.copytree(run, tmp_path / "unknown")
+    (unknown / "results.json").unlink()
+    code, _, err = call("tokens", unknown, "--data", tmp_path / "other.txt")
+    assert code == 1
+    assert "tokens counts in the text of the run's training how frequent each is" in err
 
 
 def test_calibrate_sets_and_saves_thresholds(call, run, tmp_path):

@@ -168,10 +168,15 @@ def test_files_that_hold_no_text_are_refused(tmp_path, content, complaint):
         load_corpus(str(path))
 
 
-def test_another_text_is_a_file_whole_or_the_splits_of_a_folder(tmp_path):
+def test_another_text_is_a_file_or_a_folder_whole_or_its_named_splits(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
     whole = ["one\n\ntwo\n\nthree"]
     assert load_other_text(str(tmp_path / "a.txt")).splits == {"train": whole, "validation": whole, "test": whole}
+    (tmp_path / "b.txt").write_text("four")
+    assert {split: [*found] for split, found in load_other_text(str(tmp_path)).splits.items()} == {
+        split: [*whole, "four"] for split in SPLITS
+    }
+    (tmp_path / "b.txt").unlink()
     for name in ("train", "valid", "test"):
         (tmp_path / f"{name}.txt").write_text(name)
     (tmp_path / "a.txt").unlink()

@@ -63,7 +63,10 @@ def tokens(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     test = task.windows["test"].spread(windows)
-    own = task if data is None else task_of(loaded)  # what it was trained and calibrated on
+    try:
+        own = task if data is None else task_of(loaded)  # what it was trained and calibrated on
+    except ValueError as error:
+        raise ValueError(f"tokens counts in the text of the run's training how frequent each is: {error}") from error
     assert isinstance(own, LanguageModelling)
     set_seed(task.plan.seed)
     found = analysis.study_tokens(

@@ -74,10 +74,11 @@ def load_corpus(source: str) -> Corpus:
         return Corpus(source, _wikitext(source))
     if source == "wikitext-validation":
         return Corpus(source, _split_text(_wikitext("wikitext-2")["validation"][0], path))
-    if source == "imdb" or (path.is_dir() and any(any(path.glob(f"{name}.jsonl*")) for name in ("train", "test"))):
+    if source == "imdb" or _holds_reviews(path):
         return Corpus(source, imdb_texts(source))
     if path.is_dir():
-        return Corpus(source, _folder(path))
+        files = _text_files(path)
+        return Corpus(source, _named_splits(path, files) or _split_files(path, files))
     if path.is_file():
         return Corpus(source, _split_text(read_text(path), path))
     raise ValueError(
@@ -87,14 +88,22 @@ def load_corpus(source: str) -> Corpus:
 
 
 def load_other_text(source: str) -> Corpus:
-    """What `source` has for a model that was not trained on it: of a text file, and of the validation text of WikiText,
-    each split is the whole, since nothing of it need be held out. Raises ValueError as `load_corpus`."""
+    """What `source` has for a model that was not trained on it: of a text file, of a folder of them without named
+    splits, and of the validation text of WikiText, each split is the whole, since nothing of it need be held out.
+    Raises ValueError as `load_corpus`."""
     if source.startswith(ARTICLES):
         return _in_articles(source, load_other_text)
     path = Path(source)
     if source == "wikitext-validation":
         return Corpus(source, dict.fromkeys(SPLITS, _wikitext("wikitext-2")["validation"]))
+    if path.is_dir() and not _holds_reviews(path):
+        files = _text_files(path)
+        return Corpus(source, _named_splits(path, files) or dict.fromkeys(SPLITS, Files(files)))
     return Corpus(source, dict.fromkeys(SPLITS, [read_text(path)])) if path.is_file() else load_corpus(source)
+
+
+def _holds_reviews(path: Path) -> bool:
+    return path.is_dir() and any(any(path.glob(f"{name}.jsonl*")) for name in ("train", "test"))
 
 
 def _in_articles(source: str, load: Callable[[str], Corpus]) -> Corpus:
@@ -142,22 +151,32 @@ def _wikitext(name: str) -> dict[str, list[str]]:
     return {split: ["".join(loaded[split]["text"])] for split in SPLITS}
 
 
-def _folder(path: Path) -> Mapping[str, Sequence[str]]:
+def _text_files(path: Path) -> list[Path]:
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"no text files in {path} (looked for {', '.join(sorted(_SUFFIXES))})")
+    return files
+
+
+def _named_splits(path: Path, files: list[Path]) -> dict[str, Files] | None:
+    """The files of a folder by the splits that they are named after, None where no file is named after one of the
+    three."""
     splits = {file: _splits_in_name(file.relative_to(path)) for file in files}
-    if set().union(*splits.values()) == set(SPLITS):
-        unclear = next((file for file in files if len(splits[file]) > 1), None)
-        if unclear is not None:
-            raise ValueError(f"{unclear} is named after more than one of {', '.join(SPLITS)}: rename it")
-        others = [file.name for file in files if not splits[file]]
-        named = f"{', '.join(others[:5])}{f' and {len(others) - 5} more' if len(others) > 5 else ''}"
-        if 2 * len(others) > len(files):
-            raise ValueError(f"{path} has files named after {', '.join(SPLITS)}, and more that are not: {named}")
-        if others:
-            warnings.warn(f"left out of {path}, being named after no split: {named}", stacklevel=2)
-        return {split: Files([file for file in files if split in splits[file]]) for split in SPLITS}
+    if set().union(*splits.values()) != set(SPLITS):
+        return None
+    unclear = next((file for file in files if len(splits[file]) > 1), None)
+    if unclear is not None:
+        raise ValueError(f"{unclear} is named after more than one of {', '.join(SPLITS)}: rename it")
+    others = [file.name for file in files if not splits[file]]
+    named = f"{', '.join(others[:5])}{f' and {len(others) - 5} more' if len(others) > 5 else ''}"
+    if 2 * len(others) > len(files):
+        raise ValueError(f"{path} has files named after {', '.join(SPLITS)}, and more that are not: {named}")
+    if others:
+        warnings.warn(f"left out of {path}, being named after no split: {named}", stacklevel=2)
+    return {split: Files([file for file in files if split in splits[file]]) for split in SPLITS}
+
+
+def _split_files(path: Path, files: list[Path]) -> Mapping[str, Sequence[str]]:
     if len(files) < len(SPLITS):
         return _split_text("\n".join(read_text(file) for file in files), path)
     by_name = _split_names({str(file.relative_to(path)): file for file in files})

@@ -104,9 +104,9 @@ def prepare(plan: TrainingPlan, corpus: Corpus | None = None) -> Task:
 
 
 def task_of(run: Run, data: str | None = None) -> Task:
-    """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data, of which a text
-    file is taken whole. Raises ValueError when neither is known, when its own are no longer what they were, when it is
-    not said what a classifier was trained for, and for other data of a task that is generated."""
+    """The task a run was trained on, encoded with its own tokenizer, on its own data or on other data, of which text
+    without named splits is taken whole. Raises ValueError when neither is known, when its own are no longer what they
+    were, when it is not said what a classifier was trained for, and for other data of a task that is generated."""
     longest = min(TrainingPlan.seq_len, run.model.config.max_position_embeddings)
     made_by = run.results.get("plan")
     plan = {"recipe": run.model.config.recipe, "seq_len": longest} | (made_by if isinstance(made_by, dict) else {})
