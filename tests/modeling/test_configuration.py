@@ -68,6 +68,8 @@ def test_published_thresholds_belong_to_the_published_width():
     assert ChiarConfig.from_recipe("v1_dct_attention").tau_high == 0.865
     narrow = ChiarConfig.from_recipe("v1_dct_attention", hidden_size=64)
     assert (narrow.tau_low, narrow.tau_high) == (None, None)
+    other = ChiarConfig.from_recipe("v1_dct_attention", router="random")
+    assert (other.tau_low, other.tau_high) == (None, None)
     given = ChiarConfig.from_recipe("v1_dct_attention", hidden_size=64, tau_low=0.8, tau_high=0.9)
     assert (given.tau_low, given.tau_high) == (0.8, 0.9)
 
@@ -169,7 +171,8 @@ class _Derived(BenefitRouter):
         ({"layer_operators": [["none", "dct", "rbf"]], "router": "learned"}, "router 'learned' takes at most 2"),
         ({"hidden_size": 30}, "30 does not divide into 4"),
         ({"hidden_size": 12}, "even head size"),
-        ({"tau_low": 0.9, "tau_high": 0.8}, "tau_low <= tau_high"),
+        ({"router": "threshold", "tau_low": 0.9, "tau_high": 0.8}, "tau_low <= tau_high"),
+        ({"router": "hash", "tau_low": 0.8, "tau_high": 0.9}, "router 'hash' takes no thresholds: leave tau_low"),
         ({"tau_low": 0.9}, "both tau_low and tau_high"),
         ({"routed_share": 1.5}, r"share must lie in \[0, 1\], got 1.5"),
         ({"router": "benefit", "collapse_weight": 0.1}, "leave collapse_weight at 0"),

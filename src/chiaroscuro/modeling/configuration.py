@@ -13,7 +13,14 @@ from transformers import PreTrainedConfig
 
 from chiaroscuro.mixers import mixer_class
 from chiaroscuro.modeling.recipes import recipe_named
-from chiaroscuro.routing import BenefitRouter, BudgetRouter, check_share, check_thresholds, router_class
+from chiaroscuro.routing import (
+    BenefitRouter,
+    BudgetRouter,
+    ThresholdRouter,
+    check_share,
+    check_thresholds,
+    router_class,
+)
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "attention_keys": ("all", "routed"),
@@ -164,7 +171,8 @@ class ChiarConfig(PreTrainedConfig):
     def from_recipe(cls, name: str, **fields: Any) -> Self:
         """The configuration of a recipe; any field may be given, and the plan of layers follows `num_hidden_layers`.
 
-        Published thresholds belong to the published width: at another `hidden_size` they are left to calibration.
+        Published thresholds belong to the published width and router: with another `hidden_size` they are left to
+        calibration.
         Raises ValueError for names that are no fields.
         """
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)} - {"num_labels"})
@@ -175,8 +183,8 @@ class ChiarConfig(PreTrainedConfig):
         chosen = {"recipe": name} | recipe_named(name).fields | fields
         if "layer_operators" in fields and "num_hidden_layers" not in fields:
             chosen.pop("num_hidden_layers", None)
-        width = recipe_named(name).fields.get("hidden_size")
-        if chosen.get("hidden_size") != width:
+        published = recipe_named(name).fields
+        if any(chosen.get(field) != published.get(field) for field in ("hidden_size", "router")):
             for threshold in ("tau_low", "tau_high"):
                 chosen[threshold] = fields.get(threshold)
         if chosen.get("layer_operators") is None:
@@ -322,6 +330,8 @@ class ChiarConfig(PreTrainedConfig):
         if (self.tau_low is None) != (self.tau_high is None):
             raise ValueError("give both tau_low and tau_high, or neither")
         if self.tau_low is not None and self.tau_high is not None:
+            if router_class(self.router) is not ThresholdRouter:
+                raise ValueError(f"router {self.router!r} takes no thresholds: leave tau_low and tau_high out")
             if not _is_number(self.tau_low) or not _is_number(self.tau_high):
                 raise ValueError(f"tau_low and tau_high must be numbers, got {self.tau_low!r} and {self.tau_high!r}")
             check_thresholds(self.tau_low, self.tau_high)
