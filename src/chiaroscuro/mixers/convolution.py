@@ -27,15 +27,18 @@ class ShortConvolution(nn.Module):
     def forward(self, x_BTD: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """(B, T, D). Padding is left as it is, and is not there for others: the tokens on its two sides are
         neighbours."""
-        valid_BT, T = context.valid_BT, x_BTD.shape[1]
+        valid_BT = context.valid_BT
         if valid_BT is None:
             return x_BTD + short_convolution(x_BTD, self.weight_WD, self._before(x_BTD, None, context.state))
-        place_BTD = torch.where(valid_BT, valid_BT.cumsum(1) - 1, T)[..., None].expand_as(x_BTD)
-        # Padding goes to a place of its own behind the tokens.
-        packed_BTD = x_BTD.new_zeros(len(x_BTD), T + 1, x_BTD.shape[2]).scatter(1, place_BTD, x_BTD)[:, :T]
+        B, T, D = x_BTD.shape
+        place_BT = torch.where(valid_BT, valid_BT.cumsum(1) - 1, T)  # padding has one of its own, behind the tokens
+        row_B = torch.arange(B, device=x_BTD.device)[:, None]
+        flat = (row_B * (T + 1) + place_BT).flatten()  # of whole rows
+        packed_BTD = x_BTD.new_zeros(B * (T + 1), D).index_copy(0, flat, x_BTD.flatten(0, 1)).view(B, T + 1, D)[:, :T]
         before_BED = self._before(packed_BTD, valid_BT.sum(1), context.state)
-        mixed_BTD = short_convolution(packed_BTD, self.weight_WD, before_BED).gather(1, place_BTD.clamp_max(T - 1))
-        return x_BTD + mixed_BTD * valid_BT[..., None]
+        mixed_BTD = short_convolution(packed_BTD, self.weight_WD, before_BED)
+        back = (row_B * T + place_BT.clamp_max(T - 1)).flatten()
+        return x_BTD + mixed_BTD.flatten(0, 1).index_select(0, back).view(B, T, D) * valid_BT[..., None]
 
     def _before(self, packed_BTD: Tensor, count_B: Tensor | None, state: dict[str, Tensor] | None) -> Tensor | None:
         """The tokens before these, and the last of these remembered in their place; of each row only the first

@@ -77,7 +77,7 @@ def retrofit(
 def _refuse(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A hook of models: raises ValueError where they are asked for weights of attention that there are not, or given
     several texts in a row, of which a layer might see nothing."""
-    if all(router.share == 1.0 for router in threshold_routers(model)):
+    if getattr(model.config, SETTINGS)["share"] == 1.0:
         return
     asked = kwargs.get("output_attentions")
     if model.config.output_attentions if asked is None else asked:
