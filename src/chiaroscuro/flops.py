@@ -8,6 +8,7 @@ seen.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -60,19 +61,12 @@ def flops_ratios(
         twin = type(model)(twin_config)
     twin.set_attn_implementation(model.config._attn_implementation)  # or other kernels would be counted
     parts = [part.to(model.device) for part in _without_padding(input_ids, attention_mask)]
-    planned = sum((_planned(model, part) for part in parts), start=Flops())
-    full = sum((twin.flops(*part.shape) for part in parts), start=Flops())
-    executed, trained = (
-        sum(executed_forward_flops(model, part, training) for part in parts)
-        / sum(executed_forward_flops(twin, part, training) for part in parts)
-        for training in (False, True)
-    )
-    return {
-        "attention_ratio": planned.attention / full.attention,
-        "total_ratio": planned.total / full.total,
-        "executed_ratio": executed,
-        "training_ratio": trained,
-    }
+    ours = torch.stack([_spent(model, part) for part in parts]).sum(0)
+    full = torch.zeros_like(ours)
+    for shape, count in Counter(part.shape for part in parts).items():  # whatever the tokens
+        full += count * _spent(twin, torch.zeros(shape, dtype=torch.long, device=twin.device))
+    names = ("attention_ratio", "total_ratio", "executed_ratio", "training_ratio")
+    return dict(zip(names, (ours / full).tolist(), strict=True))
 
 
 def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Iterator[torch.Tensor]:
@@ -84,12 +78,17 @@ def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | Non
         yield from input_ids[rows][mask[rows].bool()].view(-1, length).split(max(1, TOGETHER // length))
 
 
-def _planned(model: Any, input_ids: torch.Tensor) -> Flops:
-    """By where the tokens go."""
+def _spent(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """FLOPs of a forward pass, (4,): of attention and of all, as planned from where the tokens go; executed; executed
+    as in training."""
+    routing = []
     with evaluating(model):
-        routing = model(input_ids, use_cache=False, output_routing=True).routing
-    planned: Flops = model.flops(*input_ids.shape, routing)
-    return planned
+        executed = executed_flops(
+            lambda: routing.append(model(input_ids, use_cache=False, output_routing=True).routing)
+        )
+    planned: Flops = model.flops(*input_ids.shape, *routing)
+    trained = executed_forward_flops(model, input_ids, training=True)
+    return torch.tensor([planned.attention, planned.total, executed, trained], dtype=torch.float64)
 
 
 def _fft_formulas() -> dict[Any, Callable[..., float]]:
