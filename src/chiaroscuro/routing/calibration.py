@@ -79,7 +79,6 @@ def calibrate(
         mixer.fit(of_tokens(args[0])[None])
 
     keeping = [router for router in threshold_routers(model) if router.keeps_share]
-    body: Any = getattr(model, "base_model", model)  # the head of a model of transformers is not needed
     hooks = [router.register_forward_pre_hook(set_thresholds) for router in keeping]
     if fit_mixers:
         hooks += [m.register_forward_pre_hook(fit) for m in model.modules() if isinstance(m, Mixer)]
@@ -87,5 +86,6 @@ def calibrate(
         with evaluating(model), uncompiled(model), ExitStack() as stack:
             for hook in hooks:
                 stack.enter_context(hook)
-            body(input_ids_BT.to(device), **masked)
+            # With its head, as parts of a model that is spread over processes (FSDP) must not be called before the whole.
+            model(input_ids_BT.to(device), **masked)
     return found
