@@ -86,6 +86,6 @@ def calibrate(
         with evaluating(model), uncompiled(model), ExitStack() as stack:
             for hook in hooks:
                 stack.enter_context(hook)
-            # With its head, as parts of a model that is spread over processes (FSDP) must not be called before the whole.
+            # With its head: of a model spread over processes (FSDP) no part may be called before the whole.
             model(input_ids_BT.to(device), **masked)
     return found
