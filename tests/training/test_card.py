@@ -59,14 +59,12 @@ def test_the_card_says_that_thresholds_are_no_longer_those_of_its_figures(englis
     fields = TINY | {"routed_share": 0.5}
     plan = TrainingPlan(data=str(english), vocab_size=300, steps=2, batch_size=2, seq_len=33, fields=fields)
     train(plan, prepare(plan), tmp_path / "run")
-    card, said = tmp_path / "run" / "README.md", "| since then | thresholds set anew by `"
-    assert said not in card.read_text()
+    card, said = tmp_path / "run" / "README.md", "Thresholds were set anew by `"
+    before = card.read_text()
     for _ in range(2):
         recalibrate(load_run(tmp_path / "run"), 64, str(english))
+        assert card.read_text().startswith(before)
         assert card.read_text().count(said) == 1
-    card.write_text("my own words")
-    recalibrate(load_run(tmp_path / "run"), 64)
-    assert card.read_text() == "my own words"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a run adds to the card of its model: data, training, figures and routing shares."""
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
@@ -39,11 +40,16 @@ def run_card(model: PreTrainedModel, results: dict[str, Any]) -> ModelCard:
         f"layer {int(layer) + 1} routes to": ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         for layer, shares in results["routing"].items()
     }
-    if "calibrated" in results:
-        command = _printable(results["calibrated"]["versions"]["command"])
-        measured["since then"] = f"thresholds set anew by `{command}`, which these figures do not know of"
     record = f"## Training\n\n{markdown_table(trained)}\n\n## On held-out data\n\n{markdown_table(measured)}"
     return model_card(model, record, _figures(model, results))
+
+
+def add_to_card(path: Path, line: str) -> None:
+    """Add a line at the end of a card, where there is a card and it does not end in that line."""
+    addition = f"\n{_printable(line)}\n"
+    if path.exists() and not path.read_text(encoding="utf-8").endswith(addition):
+        with path.open("a", encoding="utf-8") as card:
+            card.write(addition)
 
 
 def _printable(text: str) -> str:

@@ -19,7 +19,7 @@ from chiaroscuro.flops import flops_ratios
 from chiaroscuro.modeling import CARD, ChiarConfig, read_json
 from chiaroscuro.ops import NotFinite
 from chiaroscuro.routing import Calibration, calibrate
-from chiaroscuro.training.card import run_card
+from chiaroscuro.training.card import add_to_card, run_card
 from chiaroscuro.training.checkpoints import discard_drafts, last_whole, steps_of
 from chiaroscuro.training.dense_start import DenseStart, training_ratio
 from chiaroscuro.training.folder import (
@@ -146,25 +146,24 @@ def _finish(plan: TrainingPlan, model: Any, task: Task, out: Path, trainer: Rout
 
 
 def recalibrate(run: Run, tokens: int, data: str | None = None) -> list[Calibration]:
-    """Set the thresholds of a run anew, on its own validation text or on other data, and save them; its results, which
-    were measured with those before, say so, and its card, where it is still as training wrote it.
+    """Set the thresholds of a run anew, on its own validation text or on other data, and save them; its results and its
+    card, whose figures are of the thresholds before, say so.
 
     Raises ValueError when no router keeps to a share by thresholds, when another process is at work in the folder, and
     as `task_of`.
     """
-    card = run.folder / CARD
     text = task_of(run, data).calibration_text(tokens)
     with alone_in(run.folder):
-        as_written = run.results and card.exists() and card.read_text() == str(run_card(run.model, run.results))
         found = calibrate(run.model, *text)
         if not found:
             raise ValueError(f"nothing to calibrate: in {run.folder} no router keeps to a share by thresholds")
         run.model.save_pretrained(run.folder)
         if run.results:
-            calibrated = {"tokens": tokens, "data": data, "versions": versions()}
+            made = versions()
+            calibrated = {"tokens": tokens, "data": data, "versions": made}
             write_json(run.folder / RESULTS, run.results | {"calibrated": calibrated})
-            if as_written:
-                run_card(run.model, run.results | {"calibrated": calibrated}).save(card)
+            told = f"Thresholds were set anew by `{made['command']}`; figures above are of those before."
+            add_to_card(run.folder / CARD, told)
     return found
 
 
