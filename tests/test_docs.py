@@ -12,6 +12,7 @@ from chiaroscuro import ChiarConfig, cli
 from chiaroscuro.flops import planned_flops
 from chiaroscuro.studies import STUDIES, report
 from chiaroscuro.studies.evidence import Finished, difference, finished
+from chiaroscuro.studies.table import on_text
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -172,6 +173,28 @@ def test_what_the_readme_says_of_the_recipes_is_what_the_study_found():
     assert (
         f"`v2_full_attention` has {post:.1f} (study `ablation`) and `full_attention` {full:.1f} (`controls`)" in readme
     )
+
+
+def test_what_the_readme_says_of_reviews_is_what_the_study_found():
+    study, texts = finished(STUDIES["reviews"], ROOT / "results" / "reviews"), (None, "wikitext")
+
+    def told(arm: str) -> str:
+        return " and ".join(f"{on_text(study.table[arm], text)['perplexity']['mean']:.1f}" for text in texts)
+
+    recurring = "every token that recurs"
+    of_articles = [run["test_on"]["wikitext"]["flops"]["attention_ratio"] for run in study.runs[recurring]]
+    spent = study.table[recurring]["attention_ratio"]["mean"], statistics.mean(of_articles)
+    pairs = [(recurring, "full attention")]
+    found, further = (difference(study, pairs, text) for text in texts)
+    own = difference(study, pairs, "wikitext", pooled=False)
+    assert (
+        f"`chiar` {told(recurring)}, at {spent[0]:.3f} and {spent[1]:.3f} of full attention's attention FLOPs, full "
+        f"attention {told('full attention')}, which `chiar` is {-100 * found.mean:.1f} % below "
+        f"({-100 * found.high:.1f} to {-100 * found.low:.1f}) and {-100 * further.mean:.1f} % "
+        f"({-100 * further.high:.1f} to {-100 * further.low:.1f}; by these two arms' own variances "
+        f"{-100 * own.high:.1f} to {-100 * own.low:.1f}). All tokens of that layer {told('whole layers, 25 %')}, a "
+        f"random half of them {told('random, 12.5 %')}, six layers without attention {told('no attention')}."
+    ) in words_of(ROOT / "README.md")
 
 
 def test_the_page_on_studies_names_them_all_with_their_numbers_of_runs():
