@@ -29,9 +29,7 @@ ABOUT = {  # what the folders of runs are called, and what is in them
     "run": 'All targets but `chiar`; "routed by entropy" takes the tokens of the highest entropy instead. Full '
     "attention beside `v2` has as many layers, and 4 % more parameters in its body; up to commit e5a5f8641eb3 it is "
     "the recipe `full_attention`, which is pre-norm, and after that the twin of `v2`.",
-    "chiar": "The recipe `chiar` and its twin, given random ids of 512, most of which recur. Up to commit dbc50398c8de "
-    "it was another recipe: half of the tokens in the upper two fifths of the layers, by the router `benefit`, whose "
-    "choice a training step takes, exploring as well.",
+    "chiar": "The recipe `chiar` and its twin, given random ids of 512: of 4096 tokens 88 % recur, of 256 21 %.",
 }
 
 
