@@ -186,6 +186,8 @@ def test_compare_trains_both_and_shows_what_to_try_next(call, english, tmp_path)
         (["train", "--data", "ENGLISH", "--vocab-size", "300", "--heads", "3"], "does not divide into 3"),
         (["train", "--data", "ENGLISH", "--vocab-size", "300", "--out", "TAKEN"], "exists already"),
         (["train", "--resume"], "--resume needs --out"),
+        (["compare", "--resume"], "--resume needs --out"),
+        (["compare", "--resume", "--out", "TAKEN", "--data", "ENGLISH"], "nothing to resume"),
         (["train", "--data", "ENGLISH", "--field", "router"], "--field takes NAME=VALUE, got 'router'"),
         (["train", "--data", "ENGLISH", "--field", "rooter=1"], "unknown field of the configuration: rooter"),
         (["train", "--task", "listops"], "expressions of listops have up to 2000 tokens"),

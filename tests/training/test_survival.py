@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from chiaroscuro import cli
 from chiaroscuro.modeling import read_json
-from chiaroscuro.training import NotSaved, Stopped, Task, TrainingPlan, load_run, prepare, train
+from chiaroscuro.training import NotSaved, Stopped, Task, TrainingPlan, compare, load_run, prepare, train
 from chiaroscuro.training.checkpoints import SUMS
 from chiaroscuro.training.stop import StopAtSignal
 
@@ -236,6 +236,33 @@ def test_a_stopped_command_says_how_to_go_on_and_that_does(english, tmp_path, mo
     with pytest.raises(SystemExit, match="^0$"):
         cli.app()
     assert read_json(out / "results.json")["steps"] == 60
+
+
+@pytest.mark.parametrize("recipe", ["chiar", "full_attention"])
+def test_a_stopped_comparison_goes_on_where_it_was(plan, tmp_path, monkeypatch, recipe):
+    """In either of its two runs."""
+    plan = replace(plan, steps=8, save_every=None)
+    expected = compare(plan, "full_attention", tmp_path / "whole")
+    stop, of_task = SignalAt(5, signal.SIGTERM), Task.trainer
+
+    def trainer(task, **arguments):
+        callbacks = [stop] if recipe in arguments["args"].output_dir else []
+        return of_task(task, **arguments | {"callbacks": [*arguments["callbacks"], *callbacks]})
+
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(Task, "trainer", trainer)
+        with pytest.raises(Stopped, match=f"the same command with --out {out} --resume") as stopped:
+            compare(plan, "full_attention", out)
+    assert stopped.value.exit_code == 143
+    with pytest.raises(ValueError, match="the run was started by another plan: seed was 0 and is 1"):
+        compare(replace(plan, seed=1), "full_attention", out, resume=True)
+    found = compare(plan, "full_attention", out, resume=True)
+    assert found == read_json(out / "comparison.json")
+    assert found["by_chance"] == expected["by_chance"]
+    for name, results in expected["runs"].items():
+        assert found["runs"][name]["loss"] == results["loss"]
+        assert_same(out / name, tmp_path / "whole" / name)
 
 
 @pytest.mark.usefixtures("heeded")

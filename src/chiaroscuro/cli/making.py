@@ -96,8 +96,7 @@ def train(
     from chiaroscuro.data import check_source
     from chiaroscuro.training import SMALL, TrainingPlan, prepare, ranks, started_plan, train
 
-    if resume and out is None:
-        raise ValueError("--resume needs --out, the run folder to go on in")
+    folder = _run_folder(out, recipe, resume)
     if task == "recall" and tokenizer:
         raise ValueError("task recall is generated: it takes no --tokenizer")
     for name, source in ({task: data} | sources(mix)).items():
@@ -122,13 +121,13 @@ def train(
         fields={name: size for name, size in zip(SMALL, (hidden_size, layers, heads), strict=True) if size is not None}
         | config_fields(field),
     )
-    if resume and out is not None and not given(context) - {"out", "resume", "fsdp", "as_json"}:
-        plan = started_plan(out)
+    if resume and not given(context) - {"out", "resume", "fsdp", "as_json"}:
+        plan = started_plan(folder)
     if out is None and ranks().num_processes > 1:
         raise ValueError("give --out, the run folder that all processes share")
     if fsdp and ranks().num_processes == 1:
         raise ValueError("--fsdp is for several processes: torchrun --nproc_per_node=N -m chiaroscuro train ...")
-    results = train(plan, prepare(plan), out or free_folder(recipe), resume, fsdp)
+    results = train(plan, prepare(plan), folder, resume, fsdp)
     if results:
         show(results, as_json)
 
@@ -142,6 +141,7 @@ def compare(
     steps: Steps = 600,
     lr: LearningRate = 4e-3,  # the better one for `chiar` and for its twin (study `demo_seeds`)
     seed: Seed = 0,
+    resume: Annotated[bool, typer.Option(help="go on with the comparison in --out, given alike otherwise")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe and its same-size twin, or another one, alike, and show what each costs and how well it does. Both
@@ -153,8 +153,8 @@ def compare(
     plan = training.TrainingPlan(
         recipe=recipe, data=data, steps=steps, seed=seed, learning_rate=lr, fields=dict(training.SMALL)
     )
-    out = out or free_folder("compare")
-    comparison = training.compare(plan, against or recipe_named(recipe).baseline, out)
+    out = _run_folder(out, "compare", resume)
+    comparison = training.compare(plan, against or recipe_named(recipe).baseline, out, resume)
     run = training.load_run(out / recipe)
     picture = out / "routing.png"
     png(route_text(run.model, run.tokenizer, passage(run)), picture)
@@ -185,6 +185,13 @@ def convert(
     with alone_in(out):
         model.save_pretrained(new_run_folder(out))
     print(f"{model.num_parameters():,} parameters written to {out}")
+
+
+def _run_folder(out: Path | None, name: str, resume: bool) -> Path:
+    """Where to train: in a folder of that name that is not taken, unless it was said where."""
+    if resume and out is None:
+        raise ValueError("--resume needs --out, the folder to go on in")
+    return out or free_folder(name)
 
 
 def passage(run: "Run", tokens: int = 160) -> str:

@@ -48,10 +48,11 @@ FLOPS_TOKENS = 8192  # that ratios of FLOPs are measured on
 
 
 class Stopped(ValueError):
-    """A run was stopped from outside, and saved. exit_code: as of a process that the signal ended."""
+    """A run was stopped from outside, and saved. name: of the signal. exit_code: as of a process that it ended."""
 
     def __init__(self, name: str, complaint: str):
         super().__init__(f"stopped by {name} {complaint}")
+        self.name = name
         self.exit_code = 128 + signal.Signals[name]
 
 
