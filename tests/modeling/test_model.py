@@ -24,6 +24,8 @@ from tests.helpers import (
     tiny_model,
 )
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -89,6 +91,28 @@ def test_padding_changes_nothing(recipe, keys, side):
     logits = model(padded, attention_mask=mask).logits
     for row, text in enumerate(texts):
         torch.testing.assert_close(logits[row][mask[row].bool()], model(text[None]).logits[0], atol=1e-10, rtol=0)
+
+
+class Largest(TorchDispatchMode):
+    """numel: entries of the largest tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(each.numel() for each in tree_leaves(out) if isinstance(each, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize(("recipe", "quadratic"), [("chiar", False), ("full_attention", True)])
+def test_attention_of_chosen_tokens_makes_no_mask_of_all_with_all(recipe, quadratic):
+    T = 600
+    model = ChiarForCausalLM(tiny_config(recipe, max_position_embeddings=T)).train()
+    input_ids, mask = ids(1, T), torch.ones(1, T, dtype=torch.long)
+    mask[0, :7] = 0
+    with Largest() as largest:
+        model(input_ids, attention_mask=mask, labels=input_ids).loss.backward()
+    assert (largest.numel >= T * T) == quadratic
 
 
 @pytest.mark.parametrize("recipe", ["v1_dct_attention", "v1_three_operator", "v2"])

@@ -28,6 +28,7 @@ class AttentionMixer(Mixer):
     """
 
     remembers = True
+    reads_mask = True
 
     def __init__(
         self,

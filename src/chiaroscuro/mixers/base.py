@@ -26,7 +26,8 @@ class Context:
         router wants to know.
     valid_BT: False at padding, which must not reach other tokens.
     rotary: cosines and sines of the tokens' positions, each (B or 1, T, H); None: no rotary position embedding.
-    attention_mask: a mask of queries against all keys, in the form the chosen attention implementation takes.
+    attention_mask: a mask of queries against all keys, in the form the chosen attention implementation takes; for
+        operators that read it (`Mixer.reads_mask`) where they are run on all tokens.
     routed_BT: the tokens routed to this operator, when it is run on all tokens (dense dispatch).
     spectrum_BTP: the packed DCT of the tokens (`chiaroscuro.ops.packed_dct`), when it has been computed already.
     state: tensors the mixer keeps between calls, each with the batch as first axis; it reads and replaces its own
@@ -85,6 +86,7 @@ class Mixer(nn.Module, ABC):
     causal: bool = True
     window: int | None = None  # how many tokens back it looks, itself included; None: at all of them
     remembers: bool = False  # whether tokens that go elsewhere must be shown to it, since later ones may see them
+    reads_mask: bool = False  # whether it reads `Context.attention_mask`, which is as large as the square of the length
     gives_nothing: ClassVar[bool] = False  # whether its outputs are all zero, so that it need not be run
 
     @classmethod

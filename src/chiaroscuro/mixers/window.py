@@ -23,6 +23,7 @@ class WindowMixer(AttentionMixer):
     """
 
     window: int
+    reads_mask = False
 
     def __init__(self, hidden_size: int, num_heads: int, window: int, dropout: float = 0.0):
         super().__init__(hidden_size, num_heads, dropout=dropout)

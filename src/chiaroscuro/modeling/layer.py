@@ -74,6 +74,7 @@ class PostNorm(Mixer):
         self.causal = mixer.causal
         self.window = mixer.window
         self.remembers = mixer.remembers
+        self.reads_mask = mixer.reads_mask
 
     @classmethod
     def from_config(cls, config: Any) -> Self:

@@ -151,9 +151,7 @@ class ChiarModel(ChiarPreTrainedModel):
             recency_BT=self._recency(input_ids, valid_BT, hidden_BTD, cached),
             valid_BT=valid_BT,
             rotary=self._rotary(positions_BT, hidden_BTD.dtype),
-            attention_mask=cast(
-                Tensor | None, create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
-            ),
+            attention_mask=self._attention_mask(inputs_embeds, attention_mask, past_key_values),
             attentions=[] if output_attentions else None,
             traced=output_routing,
         )
@@ -272,6 +270,14 @@ class ChiarModel(ChiarPreTrainedModel):
             ids_BT = hidden_BTD.new_zeros(hidden_BTD.shape[:2], dtype=torch.long)
             valid_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         return recency(ids_BT, valid_BT, cached[0].states["recency"] if cached else None)
+
+    def _attention_mask(
+        self, inputs_embeds: Tensor, attention_mask: Tensor | None, cache: Cache | None
+    ) -> Tensor | None:
+        """Of queries against keys, in layers where all tokens attend: chosen tokens do without its (T, T) entries."""
+        if not any(layer.mixer.reads_mask for layer in cast(list[ChiarLayer], self.layers)):
+            return None
+        return cast(Tensor | None, create_causal_mask(self.config, inputs_embeds, attention_mask, cache))
 
     def _rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         if self.config.position_embedding != "rotary":

@@ -149,6 +149,11 @@ class RoutedMixer(nn.Module):
         """Whether operators run on their tokens only. "auto": whenever each token goes to one operator."""
         return self.router is not None and self.router.hard and self.dispatch != "dense"
 
+    @property
+    def reads_mask(self) -> bool:
+        """Whether an operator that is run on all tokens reads a mask of queries against keys."""
+        return not self.sparse and any(mixer.reads_mask for mixer in self._mixers_in_order)
+
     def route(self, x_BTD: Tensor, context: Context = NO_CONTEXT) -> Routing:
         """Decide for each token. The entropy is computed in float32 at least, from one DCT that the spectral operator
         uses again."""
