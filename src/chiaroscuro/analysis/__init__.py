@@ -9,7 +9,7 @@ from chiaroscuro.analysis.subject import subject
 from chiaroscuro.analysis.token_figure import draw_tokens
 from chiaroscuro.analysis.tokens import Sample, sample, study_tokens
 from chiaroscuro.analysis.words import word_classes
-from chiaroscuro.analysis.writing import Written, write_text
+from chiaroscuro.analysis.writing import Written, sampling, write_text
 
 __all__ = [
     "COLOURINGS",
@@ -32,6 +32,7 @@ __all__ = [
     "png",
     "route_text",
     "sample",
+    "sampling",
     "study_tokens",
     "subject",
     "terminal",

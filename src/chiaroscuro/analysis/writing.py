@@ -73,7 +73,6 @@ def write_text(
     if room < 1:
         raise ValueError(f"the prompt has {ids_BT.shape[1]} tokens, and the model takes no more")
     feed, asked = _Feed(), Event()
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 50} if temperature > 0 else {"do_sample": False}
 
     def generate() -> None:
         try:
@@ -84,7 +83,7 @@ def write_text(
                 streamer=feed,
                 stopping_criteria=StoppingCriteriaList([_Stop(asked), MaxTimeCriteria(seconds)]),
                 output_routing=True,
-                **sampling,
+                **sampling(temperature),
             )
         except BaseException as error:  # it is for the thread that reads
             feed.queue.put(error)
@@ -101,6 +100,12 @@ def write_text(
         asked.set()
         thread.join()
         hook.remove()
+
+
+def sampling(temperature: float, top_k: int = 50) -> dict[str, Any]:
+    """What `model.generate` is to be told, to draw from the `top_k` likeliest tokens; at temperature 0 to take the
+    likeliest."""
+    return {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
 
 
 def _follow(tokenizer: PreTrainedTokenizerFast, queue: "Queue[Any]") -> Iterator[Written]:

@@ -58,6 +58,7 @@ def generate(
     """Continue a text."""
     from transformers import TextStreamer, set_seed
 
+    from chiaroscuro.analysis import sampling
     from chiaroscuro.data import encode_text
 
     loaded = load(run)
@@ -71,14 +72,11 @@ def generate(
     if given + tokens > limit:
         raise ValueError(f"the prompt has {given} tokens and {tokens} more are wanted; the model takes at most {limit}")
     set_seed(seed)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
-    )
     model.generate(
         input_ids=inputs["input_ids"].to(model.device),
         max_new_tokens=tokens,
         streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True),
-        **sampling,
+        **sampling(temperature, top_k),
     )
 
 
