@@ -10,6 +10,7 @@ from chiaroscuro import ChiarConfig, ChiarForCausalLM
 from chiaroscuro.flops import planned_flops
 from chiaroscuro.studies import STUDIES
 from chiaroscuro.studies.budgets import (
+    ALTERNATIVES,
     BUDGETS,
     DEEP_TWIN,
     DEEPER,
@@ -22,11 +23,12 @@ from chiaroscuro.studies.budgets import (
     REVIEWS,
     ROUTERS,
     TWIN,
+    UNLEARNED,
     UPPER,
 )
 from chiaroscuro.studies.figures import COLOURS, LINES, _budgets
 
-OURS = (HALF, BUDGETS, REVIEWS, DEEPER, RECALL)
+OURS = (HALF, BUDGETS, ALTERNATIVES, REVIEWS, DEEPER, RECALL)
 RUNS = [run for study in OURS for run in {run.arm: run for run in study.search()}.values()]
 
 
@@ -51,8 +53,10 @@ def test_an_arm_spends_the_attention_that_its_name_says(run):
     assert ratio == pytest.approx(spent(run.arm), abs=1e-3 if "window" in run.arm else 1e-6)
 
 
-@pytest.mark.parametrize(("study", "measure"), [(BUDGETS, "perplexity"), (RECALL, "accuracy")])
-def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
+@pytest.mark.parametrize(
+    ("study", "measure", "routers"), [(BUDGETS, "perplexity", UNLEARNED), (RECALL, "accuracy", ROUTERS)]
+)
+def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure, routers):
     def spread(value: float) -> dict[str, float]:
         return {"mean": value, "deviation": 0.5}
 
@@ -73,7 +77,7 @@ def test_each_router_has_a_curve_from_no_attention_to_all_of_it(study, measure):
     for axes, least in zip(panels, (50, 250), strict=False):
         assert axes.get_ylabel() == measure
         curves = {container.get_label(): container.lines[0].get_data() for container in axes.containers}
-        assert set(curves) == {*ROUTERS, "whole layers"}
+        assert set(curves) == {*routers, "whole layers"}
         for name, (x, y) in curves.items():
             budgets = {spent(arm.name) for arm in study.arms if name in arm.curves}
             assert list(x) == sorted(budgets)
@@ -110,7 +114,7 @@ def test_arms_have_as_many_parameters_as_full_attention(study):
         assert count / full == pytest.approx(1.0, abs=nearly), arm
 
 
-@pytest.mark.parametrize("study", [BUDGETS, REVIEWS, DEEPER, RECALL], ids=lambda study: study.name)
+@pytest.mark.parametrize("study", [BUDGETS, ALTERNATIVES, REVIEWS, DEEPER, RECALL], ids=lambda study: study.name)
 def test_the_arms_that_are_judged_are_the_recipes_but_for_the_width_that_makes_them_as_large(study):
     plans = {run.arm: run.plan for run in study.search()}
     for arm, recipe in ((RECURRING, "chiar"), (TWIN, "full_attention")):
@@ -134,7 +138,7 @@ def test_no_two_curves_look_alike(study):
 
 
 def test_the_budgets_of_text_are_those_asked_for():
-    for router in ROUTERS:
+    for router in UNLEARNED:
         budgets = {spent(arm.name) for arm in BUDGETS.arms if router in arm.curves}
         assert budgets == {0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0}
 

@@ -174,7 +174,7 @@ def test_what_attends_of_a_text_is_told_beside_what_is_asked_for(write, tmp_path
 
 
 def test_a_convolution_is_held_against_none_in_both_models(write, tmp_path):
-    title, study = "Ours: a short convolution in every layer", STUDIES["budgets"]
+    title, study = "Ours: a short convolution in every layer", STUDIES["alternatives"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
     for losses, expected in (((3.9, 4.1), (HOLDS, FAILS)), ((4.1, 3.9), (FAILS, HOLDS)), ((4.0, 4.0), (OPEN, OPEN))):
         write(study, dict(zip(("every token that recurs", "full attention"), losses, strict=True)))
@@ -188,20 +188,33 @@ def test_tokens_that_recur_are_held_against_random_ones_over_three_budgets(write
     for losses, expected in (((4.0, 4.0, 4.0), OPEN), ((3.9, 3.9, 4.0), HOLDS), ((4.1, 4.1, 4.0), FAILS)):
         write(study, {f"recurrence, {each}": loss for each, loss in zip(budgets, losses, strict=True)})
         assert verdict(report(*place), title) == expected
-    alike = {f"{router}, {each}": 3.9 for each in budgets for router in ("recurrence", "benefit")}
-    write(study, alike | {"hash of the token, 12.5 %": 4.0, "random, explored, 12.5 %": 4.1})
+    alike = {f"{router}, {each}": 3.9 for each in budgets for router in ("recurrence", "entropy")}
+    write(study, alike)
     page = report(*place)
     assert "of attention: recurrence -9.5 % [" in page
-    assert "; benefit -9.5 % [" in page
-    assert "`recurrence` against `benefit`: +0.0 % [" in page
-    assert "at 12.5 % against a hash of which token it is: -9.5 % [" in page
-    assert "random tokens of a model that does so too differ from others by +10.5 % [" in page
+    assert "; entropy -9.5 % [" in page
+    assert "`recurrence` against tokens at even distances: -9.5 % [" in page
     taken = {"recurrence, 25 %": 0.3, "random, 12.5 %": 0.125}
     write(study, attention=taken)
-    told = "take, in per cent, at 37.5 %, 25 %, 12.5 %: recurrence 25.0, 30.0, 25.0; benefit 25.0, 25.0, 25.0;"
+    told = "take, in per cent, at 37.5 %, 25 %, 12.5 %: recurrence 25.0, 30.0, 25.0; entropy 25.0, 25.0, 25.0;"
     page = report(*place)
     assert told in page
     assert "; random 25.0, 25.0, 12.5." in page
+
+
+def test_tokens_that_recur_are_held_against_those_of_a_learned_score(write, tmp_path):
+    title, study = "Ours: tokens that recur against a score that learns what attention gains", STUDIES["alternatives"]
+    place = ([study], tmp_path / "results", tmp_path / "results.md")
+    for loss, expected in ((4.0, OPEN), (3.9, HOLDS), (4.1, FAILS)):
+        write(study, {"recurrence, 12.5 %": loss})
+        assert verdict(report(*place), title) == expected
+    losses = {"recurrence, 12.5 %": 3.9, "benefit, 12.5 %": 3.9, "random, explored, 12.5 %": 4.1}
+    write(study, losses, attention={"benefit, 12.5 %": 0.2})
+    page = report(*place)
+    assert "learned what attention gains at them: +0.0 % [" in page
+    assert "tokens by a hash of which token it is: -9.5 % [" in page
+    assert "random tokens of a model that does so too differ from others by +10.5 % [" in page
+    assert "at 12.5 %: recurrence 25.0; benefit 20.0; random 25.0." in page
 
 
 def test_chosen_tokens_are_held_against_whole_layers_at_two_budgets(write, tmp_path):
@@ -213,7 +226,7 @@ def test_chosen_tokens_are_held_against_whole_layers_at_two_budgets(write, tmp_p
 
 
 def test_all_keys_for_chosen_tokens_are_held_against_near_keys_for_all(write, tmp_path):
-    title, study = "Ours: all keys for chosen tokens, or near keys for all tokens", STUDIES["budgets"]
+    title, study = "Ours: all keys for chosen tokens, or near keys for all tokens", STUDIES["alternatives"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
     for loss, expected in ((4.0, OPEN), (3.9, HOLDS), (4.1, FAILS)):
         write(study, {"recurrence, 12.5 %": loss})
@@ -226,7 +239,7 @@ def test_all_keys_for_chosen_tokens_are_held_against_near_keys_for_all(write, tm
 
 
 def test_the_dct_is_held_against_nothing_in_its_place(write, tmp_path):
-    title, study = "Ours: the DCT against no operator", STUDIES["budgets"]
+    title, study = "Ours: the DCT against no operator", STUDIES["alternatives"]
     place = ([study], tmp_path / "results", tmp_path / "results.md")
     for loss, noise, expected in (
         (4.0, 0.02, OPEN),

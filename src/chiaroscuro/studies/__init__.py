@@ -1,7 +1,7 @@
 """Studies: grids of training runs that answer a question, declared in a file each."""
 
 from chiaroscuro.studies.ablation import ABLATION, COLLAPSE, CONTROLS, RATES, VOCABULARY
-from chiaroscuro.studies.budgets import BUDGETS, DEEPER, HALF, RECALL, REVIEWS
+from chiaroscuro.studies.budgets import ALTERNATIVES, BUDGETS, DEEPER, HALF, RECALL, REVIEWS
 from chiaroscuro.studies.demo import DEMO
 from chiaroscuro.studies.figures import draw
 from chiaroscuro.studies.regime import IMDB, LISTOPS_FLAT, MIXED, SMALL_TEXT
@@ -12,7 +12,8 @@ from chiaroscuro.studies.study import Arm, Study, StudyRun
 from chiaroscuro.studies.table import markdown, rows
 
 _OF_THE_PAPER = (CONTROLS, VOCABULARY, ABLATION, RATES, COLLAPSE, SMALL_TEXT, LISTOPS_FLAT, IMDB, MIXED)
-STUDIES = {study.name: study for study in (SMOKE, *_OF_THE_PAPER, DEMO, HALF, BUDGETS, REVIEWS, DEEPER, RECALL)}
+_OURS = (DEMO, HALF, BUDGETS, ALTERNATIVES, REVIEWS, DEEPER, RECALL)
+STUDIES = {study.name: study for study in (SMOKE, *_OF_THE_PAPER, *_OURS)}
 
 
 def study_named(name: str) -> Study:

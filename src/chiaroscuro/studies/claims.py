@@ -186,9 +186,8 @@ CLAIMS = (
         "Ours: tokens that recur against random ones",
         "Attention is worth more at tokens that recur, those first that occurred last the shortest while ago, than at "
         "as many others.",
-        "The same layers with half of the tokens routed to attention, by five routers, at budgets of 37.5, 25 and "
-        "12.5 % of full attention; at the last also by a hash of the token, and random tokens of a model that "
-        "explores as `benefit` does. A router that keeps to half of the tokens of validation text may take more or "
+        "The same layers with half of the tokens routed to attention, by four routers, at budgets of 37.5, 25 and "
+        "12.5 % of full attention. A router that keeps to half of the tokens of validation text may take more or "
         "fewer of the test text: what each takes is told. Source code.",
         ("budgets",),
         own.who_gets_it,
@@ -210,7 +209,7 @@ CLAIMS = (
         "the convolution that serve best.",
         "The router `recurrence` between attention and the DCT, and between attention and nothing, in the same layers, "
         "with the DCT in the others too, and with nothing. Source code.",
-        ("budgets",),
+        ("alternatives",),
         own.dct_for_nothing,
         "A spectral operator that mixes tokens.",
     ),
@@ -218,7 +217,7 @@ CLAIMS = (
         "Ours: a short convolution in every layer",
         "It lowers perplexity, of the recipe `chiar` and of full attention.",
         "Both with a causal convolution over four tokens, channel by channel, and without. Source code.",
-        ("budgets",),
+        ("alternatives",),
         own.short_convolution,
         "Larger models, whose attention has heads to spare for the tokens before.",
     ),
@@ -259,7 +258,7 @@ CLAIMS = (
         "tokens, which see the last few.",
         "An eighth of the attention, in the same layer, as half of its tokens, those that recur, and as a sliding "
         "window of 75 of 256 tokens. Source code.",
-        ("budgets",),
+        ("alternatives",),
         own.far_or_near,
         "Longer texts, of which windows see less and less.",
     ),
@@ -272,5 +271,15 @@ CLAIMS = (
         ("budgets", "reviews"),
         own.tokens_that_recur,
         "Larger models and longer texts, in which nearly all tokens recur.",
+    ),
+    Claim(
+        "Ours: tokens that recur against a score that learns what attention gains",
+        "Attention is worth more at tokens that recur than at as many that a learned score picks.",
+        "Half of the tokens of one layer of six, by `recurrence` and by `benefit`, whose score is fitted to what "
+        "attention gains at a token; also by a hash of the token, and random tokens of a model that explores as "
+        "`benefit` does. Source code.",
+        ("alternatives",),
+        own.who_else,
+        "Texts in which what is looked up is no earlier token of the same name.",
     ),
 )

@@ -41,7 +41,7 @@ from chiaroscuro.studies.table import at_a_standstill, on_text
 AS_GOOD = 0.02  # of perplexity: by how much an arm that is as good may be worse
 HALF, A_QUARTER = 0.5, 0.25  # of full attention's FLOPs
 BELOW_HALF = ("37.5 %", "25 %", "12.5 %")  # of the attention
-UNCHOSEN = "random, 12.5 %"
+BY_RECURRENCE, UNCHOSEN = "recurrence, 12.5 %", "random, 12.5 %"
 OTHER_TEXT = "wikitext"
 SEEN_IN_TRIALS = 3  # of the seeds of `half`: its body was chosen with them, on its texts
 RECALL_APART, RECALLS = 0.02, 0.9  # accuracy that is as good, and that of a twin that can do it at all
@@ -235,27 +235,35 @@ def _attending(study: Finished, arm: str) -> str:
 
 def who_gets_it(studies: Studies) -> Finding:
     study = studies["budgets"]
-    routers = ("recurrence", "benefit", "entropy", "interleaved")
+    routers = ("recurrence", "entropy", "interleaved")
     by_router = {router: [(f"{router}, {share}", f"random, {share}") for share in BELOW_HALF] for router in routers}
-    against = {
-        other: [(f"recurrence, {share}", f"{other}, {share}") for share in BELOW_HALF]
-        for other in ("benefit", "interleaved")
-    }
-    hashed, exploring = [("recurrence, 12.5 %", HASHED)], [(f"{EXPLORED}, 12.5 %", UNCHOSEN)]
-    every = [pair for pairs in (*by_router.values(), *against.values(), hashed, exploring) for pair in pairs]
-    table, _ = _on_texts(study, list(dict.fromkeys(every)))
+    against_places = [(f"recurrence, {share}", f"interleaved, {share}") for share in BELOW_HALF]
+    table, _ = _on_texts(study, [pair for pairs in (*by_router.values(), against_places) for pair in pairs])
     found = {router: _mean(study, pairs) for router, pairs in by_router.items()}
-    benefit, places = (_mean(study, pairs) for pairs in against.values())
     return Finding(
         gained(found["recurrence"].own),
         [
             f"Against random tokens of the same layers, the mean over {', '.join(BELOW_HALF)} of attention: "
-            f"{'; '.join(f'{router} {each}' for router, each in found.items())}. `recurrence` against `benefit`: "
-            f"{benefit}; against tokens at even distances: {places}; at 12.5 % against a hash of which token it is: "
-            f"{_mean(study, hashed)}. `benefit` explores in training, where an eighth of the tokens get both "
-            f"operators, blended; random tokens of a model that does so too differ from others by "
-            f"{_mean(study, exploring)}.",
+            f"{'; '.join(f'{router} {each}' for router, each in found.items())}. `recurrence` against tokens at even "
+            f"distances: {_mean(study, against_places)}.",
             _taken(study, (*routers, "random"), BELOW_HALF),
+        ],
+        table,
+    )
+
+
+def who_else(studies: Studies) -> Finding:
+    study = studies["alternatives"]
+    pairs = [(BY_RECURRENCE, "benefit, 12.5 %"), (BY_RECURRENCE, HASHED), (f"{EXPLORED}, 12.5 %", UNCHOSEN)]
+    table, found = _on_texts(study, pairs)
+    benefit, hashed, exploring = found.values()
+    return Finding(
+        gained(benefit.own),
+        [
+            f"Against tokens by a score that learned what attention gains at them: {benefit}; against tokens by a hash "
+            f"of which token it is: {hashed}. `benefit` explores in training, where an eighth of the tokens get both "
+            f"operators, blended; random tokens of a model that does so too differ from others by {exploring}.",
+            _taken(study, ("recurrence", "benefit", "random"), ("12.5 %",)),
         ],
         table,
     )
@@ -286,8 +294,8 @@ def tokens_or_layers(studies: Studies) -> Finding:
 
 
 def far_or_near(studies: Studies) -> Finding:
-    study = studies["budgets"]
-    pairs = [("recurrence, 12.5 %", NEAR), (NEAR, ONE_LAYER), (NEAR, TWIN)]
+    study = studies["alternatives"]
+    pairs = [(BY_RECURRENCE, NEAR), (NEAR, ONE_LAYER), (NEAR, TWIN)]
     table, each = _on_texts(study, pairs)
     found, of_layer, of_full = each.values()
     return Finding(
@@ -295,7 +303,7 @@ def far_or_near(studies: Studies) -> Finding:
         [
             f"All keys for the tokens of a layer that recur against the nearest keys for all of its tokens: {found}. "
             f"That window takes {_of_attention(study, NEAR)} % of full attention's FLOPs, those tokens "
-            f"{_of_attention(study, 'recurrence, 12.5 %')} %; against all keys for all tokens of the "
+            f"{_of_attention(study, BY_RECURRENCE)} %; against all keys for all tokens of the "
             f"layer it has {of_layer}, against full attention {of_full}."
         ],
         table,
@@ -303,9 +311,9 @@ def far_or_near(studies: Studies) -> Finding:
 
 
 def dct_for_nothing(studies: Studies) -> Finding:
-    study = studies["budgets"]
+    study = studies["alternatives"]
     pairs = [
-        ("with the DCT, recurrence, 12.5 %", "recurrence, 12.5 %"),
+        (f"with the DCT, {BY_RECURRENCE}", BY_RECURRENCE),
         ("with the DCT, entropy in the middle layers, 50 %", UPPER),
     ]
     table, found = _on_texts(study, pairs)
@@ -321,7 +329,7 @@ def dct_for_nothing(studies: Studies) -> Finding:
 
 
 def short_convolution(studies: Studies) -> Finding:
-    study = studies["budgets"]
+    study = studies["alternatives"]
     pairs = [*((arm, f"{NO_CONVOLUTION}{arm}") for arm in (RECURRING, TWIN)), (RECURRING, f"{NO_CONVOLUTION}{TWIN}")]
     table, found = _on_texts(study, pairs)
     routed, full, across = (found[pair] for pair in pairs)
