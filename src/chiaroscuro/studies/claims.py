@@ -177,7 +177,7 @@ CLAIMS = (
         "Ours: tokens that recur, in twice the layers and over windows twice as long",
         "At most two per cent of perplexity for at most a quarter of the attention FLOPs.",
         "The recipe `chiar` with eleven layers against full attention with eight, which is as large, on source code in "
-        "windows of 512 tokens, each at the better of two learning rates, three seeds.",
+        "windows of 512 tokens, each at the best of three learning rates, three seeds.",
         ("deeper",),
         own.in_twice_the_layers,
         "Larger models, more tokens and longer texts.",
@@ -267,7 +267,7 @@ CLAIMS = (
         "The recipe `chiar`: at most two per cent of perplexity for at most a quarter of the attention FLOPs, on "
         "source code, which needs attention, and on reviews and other prose, which need less of it.",
         "In the fourth of six layers the tokens that occurred before attend; full attention in four layers is as "
-        "large. All with a short convolution, each at the better of two learning rates, three seeds.",
+        "large. All with a short convolution, each at the best of three learning rates (reviews: of two), three seeds.",
         ("budgets", "reviews"),
         own.tokens_that_recur,
         "Larger models and longer texts, in which nearly all tokens recur.",
