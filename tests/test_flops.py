@@ -223,6 +223,22 @@ def test_the_counter_knows_causal_attention_its_backward_and_ffts():
     assert executed_flops(lambda: torch.fft.irfft(torch.randn(7, 9, dtype=torch.complex64), n=16)) == 7 * 2.5 * 16 * 4
 
 
+def test_the_counter_knows_products_of_groups_and_their_backward():
+    a, weights = torch.randn(6, 8, requires_grad=True), torch.randn(2, 8, 4, requires_grad=True)
+    ends = torch.tensor([2, 6], dtype=torch.int32)
+    grouped = executed_flops(lambda: torch.nn.functional.grouped_mm(a, weights, offs=ends))
+    assert grouped == 2 * 6 * 8 * 4
+    both = executed_flops(lambda: torch.nn.functional.grouped_mm(a, weights, offs=ends).square().sum().backward())
+    assert both == 3 * grouped
+
+
+def test_flex_attention_is_not_counted_and_says_so():
+    model, input_ids = model_and_ids("full_attention")
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match="FLOPs of flex_attention are not counted"):
+        flops_ratios(model, input_ids)
+
+
 def test_the_classifier_reports_its_head():
     config = tiny_config("chiar", vocab_size=VOCAB, hidden_size=64, num_labels=5)
     model = ChiarForSequenceClassification(config).eval()

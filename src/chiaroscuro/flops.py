@@ -2,7 +2,8 @@
 
 What a model plans to spend it says itself (`ChiarForCausalLM.flops`). Here torch's FlopCounterMode watches what is
 run, under the same convention (`chiaroscuro.mixers.flops`); it is told of the kernels it does not know: real FFTs,
-and scaled dot-product attention on the CPU and with the causal triangle left out. A kernel that is given a mask
+products of groups of rows with a matrix each, and scaled dot-product attention on the CPU and with the causal triangle
+left out. A kernel that is given a mask
 computes every pair, and is counted so; of the masked tiles of our own kernel, as of a causal one's, the pairs that are
 seen.
 """
@@ -25,10 +26,16 @@ TOGETHER = 2048  # tokens, of a batch that is measured, for all of which outputs
 
 
 def executed_flops(run: Callable[[], Any]) -> float:
-    """FLOPs of every kernel that `run()` calls, backward passes included if it makes any."""
-    mapping = _fft_formulas() | _attention_formulas() | _tiled_formulas() | _spectral_formulas()
+    """FLOPs of every kernel that `run()` calls, backward passes included if it makes any. Raises ValueError for flex
+    attention, into which the counter cannot look."""
+    mapping = _fft_formulas() | _attention_formulas() | _tiled_formulas() | _spectral_formulas() | _grouped_formulas()
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        run()
+        try:
+            run()
+        except TypeError as error:
+            if "higher_order.flex_attention" not in str(error):
+                raise
+            raise ValueError("FLOPs of flex_attention are not counted: set another attn_implementation") from error
     return float(counter.get_total_flops())
 
 
@@ -146,6 +153,15 @@ def _spectral_formulas() -> dict[Any, Callable[..., float]]:
         return linear_flops(out_shape[0], *matrix)
 
     return {torch.ops.chiaroscuro.fused_spectrum: forward, torch.ops.chiaroscuro.fused_inverse: inverse}
+
+
+def _grouped_formulas() -> dict[Any, Callable[..., float]]:
+    """Of mixtures of experts. Of two matrices the inner dimension is that of all groups, else an axis of the result."""
+
+    def count(a: Sequence[int], b: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> float:
+        return 2.0 * math.prod(a) * b[-1] if len(a) == len(b) == 2 else 2.0 * math.prod(out_shape) * a[-1]
+
+    return {torch.ops.aten._grouped_mm: count}
 
 
 def _attention(causal_place: int, backward: bool) -> Callable[..., float]:

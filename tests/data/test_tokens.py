@@ -119,6 +119,20 @@ def test_other_text_and_another_tokenizer_are_not_mixed_up(cache):
     assert len(encode(Corpus("x", {"train": ["".join(TEXTS)]}), first)["train"]) != len(one)
 
 
+def test_each_document_has_the_end_of_its_own_tokenizer(cache):
+    """Of two that have the same file, as a base model and one that is made for chats may."""
+    tokenizer, ends = train_tokenizer(TEXTS, 300), []
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot|>"]})
+    for end in (tokenizer.eos_token, "<|eot|>"):
+        tokenizer.eos_token = end
+        ends.append(encode(Corpus("x", {"train": TEXTS}), tokenizer)["train"][-1])
+    assert ends == tokenizer.convert_tokens_to_ids([tokenizer.decode(each) for each in ends])
+    assert ends[0] != ends[1] == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="has no end-of-text token"):
+        encode(Corpus("x", {"train": TEXTS}), tokenizer)
+
+
 @given(count=st.integers(2, 60), length=st.integers(2, 12))
 def test_windows_predict_every_token_but_the_first_exactly_once(count, length):
     tokens = np.arange(count, dtype=np.uint16)

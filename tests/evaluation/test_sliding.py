@@ -50,6 +50,15 @@ def test_each_token_is_predicted_once_with_the_context_it_is_due(model, length, 
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / SIZES[tokens[1:]].sum(), rel=1e-6)
 
 
+def test_no_more_logits_are_made_than_are_wanted(model):
+    """Of the first window all, of the next those of what is new, and of the token before it."""
+    made = []
+    hook = model.lm_head.register_forward_hook(lambda module, args, output: made.append(output.shape[1]))
+    evaluate_sliding(model, text(40), SIZES, 16, 4)
+    hook.remove()
+    assert made == [16, 5, 5]
+
+
 def test_windows_side_by_side_are_those_of_the_largest_stride():
     torch.manual_seed(0)
     model = ChiarForCausalLM(ChiarConfig(vocab_size=VOCAB, hidden_size=16, num_attention_heads=2)).double()

@@ -89,16 +89,18 @@ def test_chosen_rows_are_the_rows_of_the_dense_output(name, keys, B, T, share, p
 @given(
     cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     share=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
-    padded=st.booleans(),
+    padding=st.sampled_from(["none", "before", "anywhere"]),
     training=st.booleans(),
     noted=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, padded, training, noted, seed):
+def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, padding, training, noted, seed):
     torch.manual_seed(seed)
     T = sum(cuts)
     mixer, x, mask = build(name, attention_keys=keys), tokens(2, T), torch.rand(2, T) < share
-    valid = torch.arange(T) >= torch.tensor([[0], [min(2, T - 1) if padded else 0]])
+    valid = torch.arange(T) >= torch.tensor([[0], [min(2, T - 1) if padding == "before" else 0]])
+    if padding == "anywhere":
+        valid = torch.rand(2, T) < 0.6
     mask = mask & valid
     cos, sin = rotary(T)
     whole = mixer(x, Chosen(mask), Context(valid_BT=valid, rotary=(cos, sin)))
@@ -106,7 +108,8 @@ def test_pieces_through_the_state_give_the_whole(name, keys, cuts, share, padded
     out, start = torch.zeros_like(x), 0
     for size in cuts:
         now = slice(start, start + size)
-        context = Context(valid_BT=valid[:, now] if padded else None, rotary=(cos[:, now], sin[:, now]), state=state)
+        valid_now = None if padding == "none" else valid[:, now]
+        context = Context(valid_BT=valid_now, rotary=(cos[:, now], sin[:, now]), state=state)
         piece = mask[:, now]
         with torch.set_grad_enabled(training):
             if noted and not piece.any():
@@ -124,6 +127,19 @@ def test_padding_reaches_no_other_token(name):
     other = torch.where(valid[..., None], x, 9.0)
     outs = [mixer(tokens_BTD, None, Context(valid_BT=valid, rotary=rotary(6))) for tokens_BTD in (x, other)]
     torch.testing.assert_close(outs[0][valid], outs[1][valid], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "shift"])  # which takes padding for zeros
+@given(seed=st.integers(0, 99))
+def test_padding_between_tokens_is_not_there(name, seed):
+    """What is left has the outputs of a text without it."""
+    torch.manual_seed(seed)
+    mixer, x, valid = build(name), tokens(1, 12), torch.rand(1, 12) < 0.6
+    valid[0, -1] = True
+    cos, sin = rotary(12)
+    alone = mixer(x[valid][None], None, Context(rotary=(cos[:, valid[0]], sin[:, valid[0]])))
+    among = mixer(x, None, Context(valid_BT=valid, rotary=(cos, sin)))
+    torch.testing.assert_close(among[valid], alone[0], atol=1e-10, rtol=0)
 
 
 @every_operator

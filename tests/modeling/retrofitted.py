@@ -26,6 +26,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
 )
 
 from chiaroscuro import retrofit, set_share
@@ -51,6 +53,7 @@ BUILT = {
     "olmo": (OlmoForCausalLM, OlmoConfig, {"clip_qkv": 8.0}),
     "ministral3": (Ministral3ForCausalLM, Ministral3Config, {"rope_parameters": SCALED}),
     "crossing": (GPT2LMHeadModel, GPT2Config, {"add_cross_attention": True}),
+    "seed_oss": (SeedOssForCausalLM, SeedOssConfig, {"residual_dropout": 0.3, "head_dim": 8}),
     "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
 }
 every_model = pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])

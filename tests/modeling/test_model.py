@@ -192,6 +192,18 @@ def test_nothing_goes_on_from_a_cache_where_layers_have_none():
         model.train()(ids(2, 2), past_key_values=cache)
 
 
+@pytest.mark.parametrize("recipe", ["full_attention", "chiar", "spectral"])
+def test_flex_attention_gives_the_same(recipe):
+    model = tiny_model(recipe).float()
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    expected = [model(ids(2, 6), attention_mask=given).logits for given in (None, mask)]
+    model.set_attn_implementation("flex_attention")
+    with torch.no_grad():  # on the CPU it has no gradient
+        found = [model(ids(2, 6), attention_mask=given).logits for given in (None, mask)]
+    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1][mask.bool()], expected[1][mask.bool()], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("recipe", ["full_attention", "spectral"])
 def test_padding_before_a_text_is_nothing_to_the_eager_attention_in_double_precision(recipe):
     model = tiny_model(recipe)

@@ -127,6 +127,18 @@ def test_every_weight_learns_with_and_without_checkpointing(name):
         torch.testing.assert_close(gradients[1][parameter_name], gradient, msg=parameter_name)
 
 
+def test_dropout_behind_the_last_projection_stays():
+    """Which Seed-OSS has and Llama does not."""
+    model = retrofit(build("seed_oss"))
+    set_share(model, 0.5, ids(2, 64))
+    out = []
+    model.model.layers[1].self_attn.routed.mixers["attention"].register_forward_hook(lambda *args: out.append(args[-1]))
+    model.train()(ids(2, 24))
+    assert 0.2 < float((out[0] == 0).float().mean()) < 0.4
+    model.eval()(ids(2, 24))
+    assert not (out[1] == 0).any()
+
+
 def test_layers_are_chosen_by_index():
     model = retrofit(build("llama"), layers=[3, 0, 3])
     assert [router.layer for router in model.modules() if isinstance(router, ThresholdRouter)] == [0, 3]

@@ -46,6 +46,11 @@ def test_what_cannot_be_retrofitted_is_refused_and_left_as_it_was(name, argument
     assert torch.equal(model(ids(2, 24)).logits, before)
 
 
+def test_a_body_without_its_head_is_refused():
+    with pytest.raises(ValueError, match="LlamaModel gives no logits"):
+        retrofit(build("llama").model)
+
+
 def test_quantized_weights_are_refused():
     model = build("llama")
     with warnings.catch_warnings():

@@ -16,8 +16,8 @@ def expected_attention(q, k, v, window, valid=None):
     (B, N, T, _), K = q.shape, k.shape[2]
     out = torch.zeros_like(q)
     for b in range(B):
-        places = [range(max(0, place - window + 1), place + 1) for place in range(K - T, K)]
-        seen = [[j for j in each if valid is None or valid[b, j]] for each in places]
+        keys = [j for j in range(K) if valid is None or valid[b, j]]
+        seen = [[j for j in keys if j <= place][-window:] if place in keys else [] for place in range(K - T, K)]
         for n in range(N):
             out[b, n] = attention(q[b, n], k[b, n], v[b, n], seen)
     return out
@@ -56,3 +56,8 @@ def test_what_does_not_fit_is_refused(keys, window, valid):
     mask = None if valid is None else torch.ones(valid, dtype=torch.bool)
     with pytest.raises(ValueError, match="do not fit together"):
         window_attention(torch.randn(1, 2, 4, 4), torch.randn(keys), torch.randn(keys), window, mask)
+
+
+def test_no_query_at_all_is_refused():
+    with pytest.raises(ValueError, match="do not fit together"):
+        window_attention(*(torch.randn(1, 2, size, 4) for size in (0, 3, 3)), 2)

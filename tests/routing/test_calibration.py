@@ -131,6 +131,13 @@ def test_the_mode_and_the_hooks_are_left_as_they_were(training):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+def test_calibration_fills_no_cache():
+    model, caches = tiny_model("chiar", router="threshold"), []
+    model.model.register_forward_hook(lambda module, args, output: caches.append(output.past_key_values))
+    calibrate(model, ids(2, 32))
+    assert caches == [None]
+
+
 def test_other_routers_have_nothing_to_calibrate():
     for router in ("soft", "hard", "random", "interleaved"):
         model = tiny_model(router=router)

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers import HARD_ROUTERS, D, ids, tiny_model
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.functional import one_hot
 
-from chiaroscuro.mixers import AttentionMixer, Context, DCTMixer
+from chiaroscuro.mixers import NO_CONTEXT, AttentionMixer, Context, DCTMixer
 from chiaroscuro.ops import Chosen, spectral_entropy
-from chiaroscuro.routing import RoutedMixer, ThresholdRouter, router_class
+from chiaroscuro.routing import RoutedMixer, Router, ThresholdRouter, register_router, router_class
 
 
 def outputs_and_gradients(model, dispatch, input_ids, mask):
@@ -115,6 +117,34 @@ def test_every_learned_router_of_a_model_gets_a_gradient(router, dispatch):
     model(ids(2, 9), labels=ids(2, 9)).loss.backward()
     for layer in (1, 2):
         assert model.model.layers[layer].mixer.router.linear.weight.grad.abs().max() > 0
+
+
+@register_router("switch")
+class SwitchRouter(Router):
+    """The likeliest operator, its output times its probability (W. Fedus et al., "Switch Transformers", 2021)."""
+
+    learned = True
+
+    def __init__(self, hidden_size, num_operators, layer=0):
+        super().__init__(hidden_size, num_operators, layer)
+        self.linear = nn.Linear(hidden_size, num_operators)
+
+    def forward(self, x_BTD, entropy_BT, context=NO_CONTEXT):
+        probability_BTO = self.linear(x_BTD).softmax(-1)
+        return probability_BTO * one_hot(probability_BTO.argmax(-1), self.num_operators)
+
+
+@pytest.mark.parametrize("dispatch", ["sparse", "dense"])
+@pytest.mark.parametrize("B", [1, 2])
+def test_gates_that_are_not_one_weigh_outputs_with_and_without_gradients(dispatch, B):
+    fields = {"layer_operators": [["dct", "attention"]] * 2, "router": "switch", "dispatch": dispatch}
+    model = tiny_model("chiar", **fields)
+    for T in (1, 8):
+        expected = model(ids(B, T)).logits
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids(B, T)).logits, expected, atol=1e-12, rtol=0)
+        other = tiny_model("chiar", **fields | {"dispatch": "dense"})
+        torch.testing.assert_close(other(ids(B, T)).logits, expected, atol=1e-10, rtol=0)
 
 
 def test_sparse_dispatch_leaves_the_other_tokens_alone():

@@ -138,6 +138,20 @@ def test_when_every_checkpoint_is_damaged_the_run_starts_again_and_says_why(plan
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_checkpoint_that_is_written_outlives_damaged_ones_of_later_steps(plan, tmp_path, monkeypatch):
+    plan = replace(plan, steps=8)
+    task = prepare(plan)
+    train(plan, task, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for checkpoint in checkpoints.iterdir():
+        truncate(checkpoint / "model.safetensors")
+    (tmp_path / "run" / "results.json").unlink()
+    add_callback(monkeypatch, task, SignalAt(3, signal.SIGTERM))
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Stopped, match="after step 3 of 8, which is saved"):
+        train(plan, task, tmp_path / "run", resume=True)
+    assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-3"}
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(plan, tmp_path):
     plan = replace(plan, steps=8, save_every=4)
     train(plan, prepare(plan), tmp_path / "whole")

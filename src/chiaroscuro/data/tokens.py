@@ -32,8 +32,10 @@ def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> dict[str, np.n
     """The token ids of each split as a memory-mapped array, each document followed by the end-of-text token.
 
     They are encoded once and found again by a hash of the text and the tokenizer. Raises ValueError for a split
-    without documents.
+    without documents, and for a tokenizer without an end-of-text token.
     """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-text token to put behind each document: set its eos_token")
     empty = next((split for split, documents in corpus.splits.items() if not len(documents)), None)
     if empty is not None:
         raise ValueError(f"{corpus.name} has nothing for the {empty} split: give more text")
@@ -45,6 +47,7 @@ def _encoded(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> np
     whole.no_truncation()  # which a tokenizer remembers from its last use, and its file too
     whole.no_padding()
     digest = hashlib.sha256(whole.to_str().encode())
+    digest.update(tokenizer.eos_token_id.to_bytes(8, "little"))  # of several in a tokenizer's file, one ends documents
     for document in documents:
         digest.update(len(document).to_bytes(8, "little"))
         digest.update(document.encode())

@@ -57,6 +57,11 @@ def perplexity_of(loss: float) -> float:
     return math.exp(min(loss, LARGEST_EXPONENT))
 
 
+def windows_together(length: int) -> int:
+    """How many windows of so many tokens are taken at a time."""
+    return min(16, max(1, TOGETHER // length))
+
+
 class ShareCounter:
     """Adds up, over batches, the tokens of each layer that went to each operator."""
 
@@ -90,7 +95,7 @@ def evaluate(
     run in evaluation mode, its thresholds as they are.
     """
     nats, predicted, shares = 0.0, np.zeros(model.config.vocab_size, dtype=np.int64), ShareCounter()
-    batch_size = batch_size or min(16, max(1, TOGETHER // windows.length))
+    batch_size = batch_size or windows_together(windows.length)
     starts = range(0, len(windows), batch_size)
     with evaluating(model):
         for start in tracked(starts, "evaluating", show_progress):

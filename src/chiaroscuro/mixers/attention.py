@@ -146,7 +146,7 @@ class AttentionMixer(Mixer):
 
     def _interface(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self._implementation, eager_attention_forward)
-        if mask is not None and mask.dtype == torch.float64:  # the eager one takes the softmax in float32
+        if isinstance(mask, Tensor) and mask.dtype == torch.float64:  # the eager one takes the softmax in float32
             mask = mask.clamp_min(torch.finfo(torch.float32).min)
         out_BTNH, _ = attend(
             self, q, k, v, mask, dropout=self._dropout, scaling=self.head_dim**-0.5, is_causal=self.causal
@@ -190,14 +190,14 @@ def attention_weights(
     chosen: Chosen | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """What the queries (B, N, Q, H) make of the first `visible_BQ` keys (B, N, K, H), or of the last `window` of these:
-    (B, N, T, K), rows of tokens not chosen zero."""
-    places_K = torch.arange(k.shape[2], device=k.device)
-    seen_BQK = places_K < visible_BQ[..., None]
-    if window is not None:
-        seen_BQK = seen_BQK & (places_K >= visible_BQ[..., None] - window)
+    """What the queries (B, N, Q, H) make of the usable ones of the first `visible_BQ` keys (B, N, K, H), or of the last
+    `window` of these: (B, N, T, K), rows of tokens not chosen zero."""
+    seen_BQK = torch.arange(k.shape[2], device=k.device) < visible_BQ[..., None]
     if usable_BK is not None:
         seen_BQK = seen_BQK & usable_BK[:, None]
+    if window is not None:
+        behind_BQK = seen_BQK.sum(-1, keepdim=True) - seen_BQK.cumsum(-1)  # how many are seen behind each
+        seen_BQK = seen_BQK & (behind_BQK < window)
     scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen_BQK[:, None], -torch.inf)
     weights_BNQK = scores.softmax(-1).nan_to_num(0.0)
     if chosen is None:

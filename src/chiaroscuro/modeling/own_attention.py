@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import dropout, linear
 from transformers.pytorch_utils import Conv1D
 
 from chiaroscuro.mixers import NO_CONTEXT, Context, Flops, Mixer, Work
@@ -102,8 +102,8 @@ class OwnAttention(Mixer):
 
 
 class LlamaStyle(OwnAttention):
-    """Four projections, rotary positions given by the model, groups of heads that share keys, and norms of queries and
-    keys in some families."""
+    """Four projections, rotary positions given by the model, groups of heads that share keys; in some families norms of
+    queries and keys, and dropout behind the last projection."""
 
     def __init__(self, attention: Any):
         super().__init__(attention)
@@ -127,7 +127,8 @@ class LlamaStyle(OwnAttention):
         return self._normed("k_norm", k), v
 
     def out(self, rows: Tensor) -> Tensor:
-        return self.attention.o_proj(rows)
+        probability = getattr(self.attention, "residual_dropout", 0.0)
+        return dropout(self.attention.o_proj(rows), probability, self.attention.training)
 
     def _normed(self, name: str, heads: Tensor) -> Tensor:
         return getattr(self.attention, name)(heads) if hasattr(self.attention, name) else heads

@@ -231,6 +231,8 @@ def _leave(attention: Any) -> None:
 def _check_same(model: PreTrainedModel) -> None:
     """Raises ValueError when routed attention, asked for every token, is not what the model computes by itself."""
     routers = threshold_routers(model)
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"{type(model).__name__} gives no logits to check by: retrofit a causal language model")
     ids_BT = torch.arange(2 * 24, device=model.device).view(2, 24) % model.config.vocab_size
     with evaluating(model), without_autocast(model.device):
         own = model(ids_BT, use_cache=False).logits

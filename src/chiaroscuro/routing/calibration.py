@@ -87,5 +87,5 @@ def calibrate(
             for hook in hooks:
                 stack.enter_context(hook)
             # With its head: of a model spread over processes (FSDP) no part may be called before the whole.
-            model(input_ids_BT.to(device), **masked)
+            model(input_ids_BT.to(device), use_cache=False, **masked)
     return found

@@ -168,7 +168,8 @@ class RoutedMixer(nn.Module):
         valid_BT = context.valid_BT
         if valid_BT is not None:
             gates_BTO = gates_BTO * valid_BT[..., None]
-        weighted = gates_BTO.requires_grad or (self.training and (self.router.learned or self.router.explores))
+        trained = self.training and (self.router.learned or self.router.explores)
+        weighted = gates_BTO.requires_grad or trained or not self.router.zero_or_one
         return Routing(gates_BTO, choice_BT, valid_BT, self.router.hard, weighted, entropy_BT, spectrum_BTP)
 
     def forward(

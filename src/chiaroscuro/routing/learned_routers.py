@@ -151,6 +151,7 @@ class HardRouter(SoftRouter):
     """The largest gate of the soft router, with a straight-through gradient (paper, "hard")."""
 
     hard = True
+    zero_or_one = True
 
     def forward(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         soft = self.probabilities(x_BTD, entropy_BT)

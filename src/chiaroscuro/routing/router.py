@@ -23,6 +23,7 @@ class Router(nn.Module, ABC):
 
     hard: each token goes to one operator, so the others need not be run for it.
     learned: the gates carry gradient. explores: in training some tokens go to several operators.
+    zero_or_one: outside of training its gates are zero and one, so that no output need be multiplied by one.
     reads_entropy: it is given the entropy of the tokens, which costs a transform of all of them.
     reads_recency: it wants to know when tokens last occurred (`Context.recency_BT`).
     most_operators: how many it can choose between, None where there is no bound.
@@ -31,6 +32,7 @@ class Router(nn.Module, ABC):
     hard: ClassVar[bool] = True
     learned: ClassVar[bool] = False
     explores: ClassVar[bool] = False
+    zero_or_one: ClassVar[bool] = False
     reads_entropy: ClassVar[bool] = False
     reads_recency: ClassVar[bool] = False
     most_operators: ClassVar[int | None] = None
@@ -107,6 +109,7 @@ class BudgetRouter(Router):
     Raises ValueError for a share outside [0, 1], and for one with another number of operators.
     """
 
+    zero_or_one = True
     halves: ClassVar[bool] = True
 
     def __init__(self, hidden_size: int, num_operators: int, layer: int = 0, share: float | None = None):

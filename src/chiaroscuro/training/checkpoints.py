@@ -25,8 +25,8 @@ def steps_of(checkpoint: Path) -> int:
 
 
 def settle(folder: Path, step: int) -> None:
-    """Make a checkpoint of what was written into `folder / DRAFTS`, and remove those that are older than the last
-    `KEPT`."""
+    """Make a checkpoint of what was written into `folder / DRAFTS`, and remove all but the last `KEPT` up to it: those
+    of later steps are damaged, or training would have gone on from them."""
     draft = folder / DRAFTS / f"{PREFIX}{step}"
     (draft / SUMS).write_text(json.dumps(_sums(draft), indent=2))
     for path in [*draft.rglob("*"), draft]:
@@ -36,8 +36,11 @@ def settle(folder: Path, step: int) -> None:
     os.rename(draft, place)
     _reach_the_disk(folder)
     discard_drafts(folder)
-    for older in _newest_first(folder)[KEPT:]:
-        shutil.rmtree(older)
+    found = _newest_first(folder)
+    kept = [checkpoint for checkpoint in found if steps_of(checkpoint) <= step][:KEPT]
+    for checkpoint in found:
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint)
 
 
 def discard_drafts(folder: Path) -> None:
