@@ -5,6 +5,7 @@ import re
 import shutil
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
     names = ("controls", "ablation", "rates", "vocabulary")
     studies = {name: finished(STUDIES[name], ROOT / "results" / name) for name in names}
     routed, full = "DCT and attention, threshold", "full attention, v1"
-    found = difference(studies["rates"], [(routed, full)])
+    found = difference(studies["rates"], [(routed, full)], pooled=False)
     pre_norm = difference(studies["controls"], [("entropy", "full attention")]).mean
     smaller = size_of(studies["controls"], "entropy") / size_of(studies["controls"], "full attention")
     rotary, learned = (
@@ -98,9 +99,9 @@ def test_what_the_readme_says_of_the_claims_is_what_the_studies_found():
     )
     assert (
         f"{100 * found.mean:.0f} % worse than its post-norm baseline ({100 * found.low:.0f} to "
-        f"{100 * found.high:+.0f} %); the same routing in a pre-norm body is {100 * pre_norm:.0f} % worse, with "
-        f"{100 * (1 - smaller):.0f} % fewer parameters. Rotary in place of learned positions takes "
-        f"{100 * (1 - rotary / learned):.0f} % off the baseline's"
+        f"{100 * found.high:+.0f} %); the same routing in a pre-norm body is {100 * pre_norm:.0f} % worse than full "
+        f"attention in that body, with {100 * (1 - smaller):.0f} % fewer parameters than it. Rotary in place of "
+        f"learned positions takes {100 * (1 - rotary / learned):.0f} % off the baseline's"
     ) in readme
     by_chance = [("entropy", "random")]
     chance, again = (difference(studies[name], by_chance).mean for name in ("controls", "vocabulary"))
@@ -195,6 +196,24 @@ def test_what_the_readme_says_of_reviews_is_what_the_study_found():
         f"{-100 * own.high:.1f} to {-100 * own.low:.1f}). All tokens of that layer {told('whole layers, 25 %')}, a "
         f"random half of them {told('random, 12.5 %')}, six layers without attention {told('no attention')}."
     ) in words_of(ROOT / "README.md")
+
+
+def test_what_the_readme_says_of_the_first_seed_of_budgets_is_what_its_runs_say():
+    study, folder = STUDIES["budgets"], ROOT / "results" / "budgets" / "runs"
+
+    def best(arm: str) -> dict[str, Any]:
+        runs = [json.loads((folder / f"{run.name}.json").read_text()) for run in study.search() if run.arm == arm]
+        assert len(runs) == 3
+        return min(runs, key=lambda run: run["validation"]["loss"])
+
+    full, ours = best("full attention"), best("every token that recurs")
+    units = study.units()["every token that recurs"]
+    spent = [ours["flops"][name] * unit for name, unit in zip(("attention_ratio", "total_ratio"), units, strict=True)]
+    assert (
+        f"of three: full attention {full['perplexity']:.2f}, `chiar` {ours['perplexity']:.2f}, at {spent[0]:.2f} of "
+        f"full attention's attention FLOPs and {spent[1]:.2f} of all."
+    ) in words_of(ROOT / "README.md")
+    assert round(100 * (ours["perplexity"] / full["perplexity"] - 1)) == 4
 
 
 def test_the_page_on_studies_names_them_all_with_their_numbers_of_runs():

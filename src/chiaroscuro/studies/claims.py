@@ -99,9 +99,9 @@ CLAIMS = (
     ),
     Claim(
         "Control: the scale at the start",
-        "Not in the paper: a norm after the embedding helps full attention, as it brings the residual stream to scale "
-        "one, which a DCT layer with w = 1 does by itself.",
-        "Full attention with a norm right after the embedding, against the same without.",
+        "Not in the paper: a norm after the embedding helps full attention.",
+        "Full attention with a norm right after the embedding, against the same without. (It brings the residual "
+        "stream to scale one, as a DCT layer with w = 1 does by itself: a possible reason, not tested.)",
         ("controls", "ablation"),
         paper.start,
         "A longer warm-up, or a larger initial embedding.",
@@ -187,8 +187,8 @@ CLAIMS = (
         "Attention is worth more at tokens that recur, those first that occurred last the shortest while ago, than at "
         "as many others.",
         "The same layers with half of the tokens routed to attention, by four routers, at budgets of 37.5, 25 and "
-        "12.5 % of full attention. A router that keeps to half of the tokens of validation text may take more or "
-        "fewer of the test text: what each takes is told. Source code.",
+        "12.5 % of full attention; and with tokens that recur against random ones of the next larger budget, since as "
+        "many tokens do not take as much attention: what each takes is told. Source code.",
         ("budgets",),
         own.who_gets_it,
         "Texts in which what is looked up is no earlier token of the same name.",
@@ -197,7 +197,8 @@ CLAIMS = (
         "Ours: chosen tokens of more layers, or all tokens of fewer",
         "Attention is worth more at tokens that recur than in whole layers, which are fewer.",
         "A quarter of the attention as half of the tokens of two layers, or all of one; three quarters as half of the "
-        "tokens of two layers and all of two more, or all of three. Feed-forward networks make all models as large. "
+        "tokens of two layers and all of two more, or all of three; and with chosen tokens at budgets at which they "
+        "take less attention than the layers. Feed-forward networks make all models as large. "
         "Source code.",
         ("budgets",),
         own.tokens_or_layers,
@@ -256,8 +257,8 @@ CLAIMS = (
         "Ours: all keys for chosen tokens, or near keys for all tokens",
         "The same attention is worth more at tokens that recur, which see all earlier ones, than spread over all "
         "tokens, which see the last few.",
-        "An eighth of the attention, in the same layer, as half of its tokens, those that recur, and as a sliding "
-        "window of 75 of 256 tokens. Source code.",
+        "In the same layer the tokens that recur, and a sliding window of 102 of 256 tokens, which is meant to take as "
+        "much attention as these did in trials. Source code.",
         ("alternatives",),
         own.far_or_near,
         "Longer texts, of which windows see less and less.",

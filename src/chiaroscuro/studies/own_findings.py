@@ -41,6 +41,7 @@ from chiaroscuro.studies.table import at_a_standstill, on_text
 AS_GOOD = 0.02  # of perplexity: by how much an arm that is as good may be worse
 HALF, A_QUARTER = 0.5, 0.25  # of full attention's FLOPs
 BELOW_HALF = ("37.5 %", "25 %", "12.5 %")  # of the attention
+NEXT_BUDGET = [("25 %", "37.5 %"), ("12.5 %", "25 %")]
 BY_RECURRENCE, UNCHOSEN = "recurrence, 12.5 %", "random, 12.5 %"
 OTHER_TEXT = "wikitext"
 SEEN_IN_TRIALS = 3  # of the seeds of `half`: its body was chosen with them, on its texts
@@ -127,14 +128,22 @@ def a_quarter_of_it(studies: Studies) -> Finding:
     pairs = [(QUARTER, other) for other in (TWIN, DEEP_TWIN, UPPER)]
     table, found = _on_texts(study, pairs)
     twin, deeper, whole = (found[pair] for pair in pairs)
+    by_shares = [_attention_by_shares(study, QUARTER, text) for text in _texts(study)]
+    verdicts = [
+        as_good([each], AS_GOOD) if taken <= A_QUARTER else FAILS
+        for each, taken in zip((twin.own, twin.other), by_shares, strict=True)
+        if each is not None
+    ]
     return Finding(
-        _for_less(study, QUARTER, twin, A_QUARTER),
+        f"on reviews: {verdicts[0]}; on WikiText's text: {verdicts[1]}",
         [
             f"Attention for half of the tokens in the upper two of five layers, against four layers with attention: "
             f"{twin}; against five, with narrower feed-forward networks: {deeper}; against all tokens of those two "
             f"layers: {whole}. {_unseen(study, pairs[0])}",
             f"Mean perplexities divided by full attention's: {_times(study, QUARTER)}. Thresholds are set on "
-            f"validation text; of all tokens of a text attend in those two layers {_attending(study, QUARTER)}.",
+            f"validation text; of all tokens of a text attend in those two layers {_attending(study, QUARTER)}, which "
+            f"takes {' and '.join(f'{100 * taken:.1f} %' for taken in by_shares)} of full attention's attention FLOPs "
+            "on reviews and on WikiText's text.",
             *_worth(studies),
         ],
         table,
@@ -144,7 +153,10 @@ def a_quarter_of_it(studies: Studies) -> Finding:
 def _unseen(study: Finished, pair: tuple[str, str]) -> str:
     """The same by the seeds that no trial had."""
     found = _mean(study, [pair], skipped=SEEN_IN_TRIALS)
-    return f"Without the first {SEEN_IN_TRIALS} seeds, which trials on these texts had too: {found}."
+    return (
+        f"Without the first {SEEN_IN_TRIALS} seeds, which trials on these texts had too: {found}; the texts are the "
+        "same, so that a body that happens to suit them still does."
+    )
 
 
 def _without_stalled(study: Finished, arm: str) -> str:
@@ -221,6 +233,15 @@ def _of_attention(study: Finished, arm: str) -> str:
     return f"{100 * study.table[arm]['attention_ratio']['mean']:.1f}"
 
 
+def _attention_by_shares(study: Finished, arm: str, text: str | None) -> float:
+    """The part of full attention's attention FLOPs that an arm takes whose attention is all in layers that route, from
+    the shares of all tokens of a text: FLOPs were counted on its first windows only."""
+    measured = [result if text is None else result["test_on"][text] for result in study.runs[arm]]
+    each = [sum(layer["attention"] for layer in result["routing"].values()) for result in measured]
+    layers = next(run for run in study.study.search() if run.arm == TWIN).plan.fields["num_hidden_layers"]
+    return statistics.mean(each) / layers
+
+
 def _attending(study: Finished, arm: str) -> str:
     """The share of all tokens of a text that attend in the layers that route, on the test split and on each further
     text: the mean over these layers and the seeds."""
@@ -240,12 +261,15 @@ def who_gets_it(studies: Studies) -> Finding:
     against_places = [(f"recurrence, {share}", f"interleaved, {share}") for share in BELOW_HALF]
     table, _ = _on_texts(study, [pair for pairs in (*by_router.values(), against_places) for pair in pairs])
     found = {router: _mean(study, pairs) for router, pairs in by_router.items()}
+    for_no_more = _mean(study, [(f"recurrence, {less}", f"random, {more}") for less, more in NEXT_BUDGET])
     return Finding(
-        gained(found["recurrence"].own),
+        f"for as many tokens: {gained(found['recurrence'].own)}; for no more attention: {gained(for_no_more.own)}",
         [
             f"Against random tokens of the same layers, the mean over {', '.join(BELOW_HALF)} of attention: "
             f"{'; '.join(f'{router} {each}' for router, each in found.items())}. `recurrence` against tokens at even "
-            f"distances: {_mean(study, against_places)}.",
+            f"distances: {_mean(study, against_places)}. Tokens that recur lie late in a row and see more keys, so "
+            f"that as many take more attention; against random tokens of the next larger budget, which take still more "
+            f"({', '.join(f'{less} against {more}' for less, more in NEXT_BUDGET)}): {for_no_more}.",
             _taken(study, (*routers, "random"), BELOW_HALF),
         ],
         table,
@@ -282,12 +306,15 @@ def tokens_or_layers(studies: Studies) -> Finding:
     )
     table, _ = _on_texts(study, [*chosen, *unchosen])
     found = _mean(study, chosen)
+    for_no_more = _mean(study, [("recurrence, 37.5 %", UPPER), (BY_RECURRENCE, ONE_LAYER)])
     return Finding(
-        gained(found.own),
+        f"for as many tokens: {gained(found.own)}; for no more attention: {gained(for_no_more.own)}",
         [
             f"Attention for chosen tokens of more layers against all tokens of fewer, the mean over 75 and 25 % of it: "
-            f"{found}; for tokens at even distances instead of the chosen ones {_mean(study, unchosen)}.",
+            f"{found}; for tokens at even distances instead of the chosen ones {_mean(study, unchosen)}. Chosen tokens "
+            f"of 37.5 and 12.5 %, which take less attention than all tokens of 50 and 25 %: {for_no_more}.",
             _taken(study, ("recurrence", "interleaved", LAYERS), shares),
+            _taken(study, ("recurrence",), ("37.5 %", "12.5 %")),
         ],
         table,
     )
@@ -295,7 +322,7 @@ def tokens_or_layers(studies: Studies) -> Finding:
 
 def far_or_near(studies: Studies) -> Finding:
     study = studies["alternatives"]
-    pairs = [(BY_RECURRENCE, NEAR), (NEAR, ONE_LAYER), (NEAR, TWIN)]
+    pairs = [(RECURRING, NEAR), (NEAR, ONE_LAYER), (NEAR, TWIN)]
     table, each = _on_texts(study, pairs)
     found, of_layer, of_full = each.values()
     return Finding(
@@ -303,7 +330,7 @@ def far_or_near(studies: Studies) -> Finding:
         [
             f"All keys for the tokens of a layer that recur against the nearest keys for all of its tokens: {found}. "
             f"That window takes {_of_attention(study, NEAR)} % of full attention's FLOPs, those tokens "
-            f"{_of_attention(study, BY_RECURRENCE)} %; against all keys for all tokens of the "
+            f"{_of_attention(study, RECURRING)} %; against all keys for all tokens of the "
             f"layer it has {of_layer}, against full attention {of_full}."
         ],
         table,
@@ -394,7 +421,8 @@ def dense_start(studies: Studies) -> Finding:
         gained(found),
         [
             f"By seed: {_by_seed(study, started)} %; without a dense start {_by_seed(study, without)} %, a difference "
-            f"of {found}. Training takes {study.table[started]['training_flops']['mean']:.3f} of full attention's "
+            f"of {found}; the medians are {_median(study, started)} and {_median(study, without)} %. "
+            f"Training takes {study.table[started]['training_flops']['mean']:.3f} of full attention's "
             f"FLOPs, without a dense start {study.table[without]['training_flops']['mean']:.3f}."
         ],
         table,
@@ -415,6 +443,11 @@ def _recalling(study: Finished, arm: str) -> int:
     """With how many seeds an arm is within two points of full attention."""
     least = study.table[TWIN]["accuracy"]["mean"] - RECALL_APART
     return sum(value >= least for value in study.table[arm]["accuracy"]["values"])
+
+
+def _median(study: Finished, arm: str) -> str:
+    """Of the seeds, in per cent."""
+    return f"{100 * statistics.median(study.table[arm]['accuracy']['values']):.1f}"
 
 
 def _by_seed(study: Finished, arm: str) -> str:
