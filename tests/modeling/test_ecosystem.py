@@ -90,7 +90,7 @@ def test_a_folder_is_all_that_is_needed_elsewhere_and_what_is_saved_there_again(
     elsewhere(again, tmp_path / "classifier", again)
 
 
-def test_pipelines_generate_and_classify(folder, tokenizer):
+def test_a_pipeline_generates(folder, tokenizer):
     (found,) = pipeline("text-generation", model=str(folder))("The import", max_new_tokens=6, do_sample=False)
     prompt = tokenizer("The import", return_tensors="pt")["input_ids"]
     expected = AutoModelForCausalLM.from_pretrained(folder).generate(prompt, max_new_tokens=6, do_sample=False)

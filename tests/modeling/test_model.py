@@ -251,7 +251,7 @@ def test_no_gradient_of_the_collapse_regulariser_passes_a_threshold():
     """So the paper's row "threshold with collapse regulariser" is its row "threshold"."""
     gradients = []
     for weight in (0.0, 0.25):
-        model = tiny_model("v1_three_operator", collapse_weight=weight)
+        model = tiny_model("v1_three_operator", collapse_weight=weight).train()
         model(ids(2, 9), labels=ids(2, 9)).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, regularised in zip(*gradients, strict=True):

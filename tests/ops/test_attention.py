@@ -140,8 +140,15 @@ def test_lower_precision(dtype, tolerance):
 
 def test_with_dropout_the_mean_is_the_attention_without():
     q, k, v, visible = inputs(1, 1, 5, 6, 4)
-    mean = torch.stack([chosen_attention(q, k, v, visible, dropout=0.3) for _ in range(4000)]).mean(0)
-    torch.testing.assert_close(mean, chosen_attention(q, k, v, visible), atol=0.1, rtol=0)
+    draws = torch.stack([chosen_attention(q, k, v, visible, dropout=0.3) for _ in range(4000)])
+    torch.testing.assert_close(draws.mean(0), chosen_attention(q, k, v, visible), atol=0.1, rtol=0)
+    assert (draws.std(0)[0, :, visible[0] > 0] > 0.01).all()
+
+
+def test_packed_attention_drops_anew_each_time():
+    q, k, v, _ = inputs(2, 2, 9, 9, 4)
+    first, second = (packed_attention(q, k, v, [9, 9], dropout=0.3) for _ in range(2))
+    assert not torch.allclose(first, second)
 
 
 @pytest.mark.parametrize("size", [1, 40, 300])

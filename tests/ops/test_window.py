@@ -58,6 +58,12 @@ def test_what_does_not_fit_is_refused(keys, window, valid):
         window_attention(torch.randn(1, 2, 4, 4), torch.randn(keys), torch.randn(keys), window, mask)
 
 
+def test_dropout_draws_anew_each_time():
+    q, k, v = (torch.randn(1, 2, 9, 4) for _ in range(3))
+    first, second = (window_attention(q, k, v, 3, dropout=0.3) for _ in range(2))
+    assert not torch.allclose(first, second)
+
+
 def test_no_query_at_all_is_refused():
     with pytest.raises(ValueError, match="do not fit together"):
         window_attention(*(torch.randn(1, 2, size, 4) for size in (0, 3, 3)), 2)

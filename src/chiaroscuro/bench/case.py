@@ -92,14 +92,7 @@ class HalfRouter(Router):
         return self.gates_BTO[:, self.start : self.start + x_BTD.shape[1]]
 
 
-def forward_only(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The same call without gradients."""
-
-    def without_gradients() -> Any:
-        with torch.no_grad():
-            return run()
-
-    return without_gradients
+forward_only = torch.no_grad()  # makes of a call the same without gradients
 
 
 def shown(sizes: Sizes, keys: Keys) -> str:

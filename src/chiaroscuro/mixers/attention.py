@@ -202,7 +202,4 @@ def attention_weights(
     weights_BNQK = scores.softmax(-1).nan_to_num(0.0)
     if chosen is None:
         return weights_BNQK
-    B, T = chosen.mask_BT.shape
-    rows = chosen.unpad(weights_BNQK.transpose(1, 2))
-    everywhere = rows.new_zeros(B * T, *rows.shape[1:]).index_copy(0, chosen.flat_M, rows)
-    return everywhere.unflatten(0, (B, T)).transpose(1, 2)
+    return chosen.scatter(chosen.unpad(weights_BNQK.transpose(1, 2))).transpose(1, 2)

@@ -54,6 +54,4 @@ class WindowMixer(AttentionMixer):
         """(B, T, D), zero where no query is wanted."""
         if chosen is None:
             return self.query(x_BTD)
-        rows = self.query(chosen.take(x_BTD))
-        everywhere = rows.new_zeros(x_BTD.shape[:2].numel(), rows.shape[1])
-        return everywhere.index_copy(0, chosen.flat_M, rows).view(*x_BTD.shape[:2], -1)
+        return chosen.scatter(self.query(chosen.take(x_BTD)))

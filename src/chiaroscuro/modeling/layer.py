@@ -171,18 +171,15 @@ class ChiarLayer(GradientCheckpointingLayer):
         windows, router = self.mixer.windows, self.mixer.router
         spectrum = router is not None and router.reads_entropy
         dense = Work.expected(batch_size, length, spectrum=spectrum, past=past)
-        if router is None or not self.mixer.sparse:
-            works = [
-                Work.expected(batch_size, length, spectrum=spectrum, past=past, window=window) for window in windows
-            ]
-        elif trace is None:
-            works = [
-                Work.expected(batch_size, length, share, self.routed_keys, spectrum, past, window)
-                for share, window in zip(router.shares, windows, strict=True)
-            ]
-        else:
+        if trace is not None and self.mixer.sparse:
             works = [
                 trace.work(index, self.routed_keys, spectrum, past, window) for index, window in enumerate(windows)
+            ]
+        else:
+            shares = router.shares if router is not None and self.mixer.sparse else (1.0,) * len(windows)
+            works = [
+                Work.expected(batch_size, length, share, self.routed_keys, spectrum, past, window)
+                for share, window in zip(shares, windows, strict=True)
             ]
         weight = self.feed_forward_norm.weight
         transforms = by_matrix(weight, len(weight))

@@ -88,8 +88,8 @@ class OwnAttention(Mixer):
         q_BNQH, k = q_BNQH.to(v.dtype), k.to(v.dtype)  # under autocast norms of queries and keys give float32
         q = q_BNQH * (self.attention.scaling * self.attention.head_dim**0.5)
         q = q.unflatten(1, (-1, G)).transpose(2, 3).flatten(2, 3)
-        dropout = self.dropout if self.attention.training else 0.0
-        found = chosen_attention(q, k, v, visible_BQ.repeat_interleave(G, dim=1), usable_BK, dropout)
+        probability = self.dropout if self.attention.training else 0.0
+        found = chosen_attention(q, k, v, visible_BQ.repeat_interleave(G, dim=1), usable_BK, probability)
         return found.unflatten(2, (Q, G)).transpose(2, 3).flatten(1, 2)
 
     def _split(self, channels: Tensor) -> Tensor:

@@ -24,9 +24,8 @@ from chiaroscuro.routing.evaluating import evaluating
 
 SETTINGS = "chiaroscuro"  # where the configuration says what was done to the model
 Light = Literal["none", "dct"]
-# By how many deviations rounding may move logits, by their type; other kinds of attention move them further.
-APART = {torch.float64: 1e-3, torch.float32: 1e-3}
-APART_IN_HALF = 0.05
+# By how many deviations rounding may move logits; other kinds of attention move them further.
+APART, APART_COARSELY = 1e-3, 0.05
 STYLES: tuple[type[OwnAttention], ...] = (LlamaStyle, GPT2Style)
 
 
@@ -246,8 +245,8 @@ def _check_same(model: PreTrainedModel) -> None:
         for router in routers:
             router.share = 1.0
     apart = float((routed - own).abs().max() / own.std())
-    coarse = model.dtype == torch.float32 and rounds_to_tf32(model.device)
-    if not apart < (APART_IN_HALF if coarse else APART.get(model.dtype, APART_IN_HALF)):
+    precise = model.dtype == torch.float64 or (model.dtype == torch.float32 and not rounds_to_tf32(model.device))
+    if not apart < (APART if precise else APART_COARSELY):
         raise ValueError(
             f"{type(model).__name__} computes its attention in another way than Llama's or GPT-2's: its logits are "
             f"{apart:.1g} deviations from those of routed attention of all tokens"

@@ -88,6 +88,11 @@ class Chosen:
             return x[0].index_select(0, self.place_M)
         return x.flatten(0, 1).index_select(0, self.flat_M)
 
+    def scatter(self, rows: Tensor) -> Tensor:
+        """Flat rows (M, ...) to (B, T, ...), zero elsewhere."""
+        B, T = self.mask_BT.shape
+        return rows.new_zeros(B * T, *rows.shape[1:]).index_copy(0, self.flat_M, rows).unflatten(0, (B, T))
+
     def pad(self, rows: Tensor) -> Tensor:
         """Flat rows (M, ...) to (B, Q, ...)."""
         if self._even:

@@ -163,9 +163,7 @@ def _flip_dense(flat: Tensor, like_BTU: Tensor) -> Tensor:
 
 def _flip_rows(rows: Tensor, chosen: Chosen) -> Tensor:
     """Rows chosen from the flipped batch, back in the order in which `chosen` takes them."""
-    grid = rows.new_zeros(chosen.mask_BT.numel(), rows.shape[1])
-    grid = grid.index_copy(0, Chosen(chosen.mask_BT.flip(1)).flat_M, rows)
-    return chosen.take(grid.view(*chosen.mask_BT.shape, -1).flip(1))
+    return chosen.take(Chosen(chosen.mask_BT.flip(1)).scatter(rows).flip(1))
 
 
 def median_bandwidth(x: Tensor, most: int = 512) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from chiaroscuro.ops import noise_deviation, noise_entropy
 from chiaroscuro.ops.accelerator import most_precise
-from chiaroscuro.ops.checks import require_finite
+from chiaroscuro.ops.checks import NotFinite
 
 ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a score, from the order in which sums are taken
 
@@ -30,7 +30,8 @@ def between(score_N: Tensor, below: float) -> float:
     """
     if not len(score_N):
         raise ValueError("no scores to put a threshold between")
-    require_finite("the score of a router", score_N)
+    if not torch.isfinite(score_N).all():  # on any device: what follows waits for it anyway
+        raise NotFinite("the score of a router: NaN or infinity came in; look for the step before it that diverged")
     score_N = score_N.to(most_precise(score_N.device)).sort().values
     beyond = score_N[-1] - score_N[0] + 1
     edges = torch.cat((score_N[:1] - beyond, score_N, score_N[-1:] + beyond))

@@ -172,8 +172,9 @@ def of_all_processes(score_N: Tensor) -> Tensor:
     """The scores that all processes have, which need not be as many each."""
     if ranks().num_processes == 1:
         return score_N
-    everywhere = gather(pad_across_processes(score_N, pad_index=torch.nan))
-    return everywhere[~everywhere.isnan()]
+    counts = gather(torch.tensor([len(score_N)], device=score_N.device)).tolist()
+    padded = gather(pad_across_processes(score_N)).view(len(counts), -1)
+    return torch.cat([row[:count] for row, count in zip(padded, counts, strict=True)])
 
 
 class MetricsFile(TrainerCallback):
