@@ -3,9 +3,8 @@
 What a model plans to spend it says itself (`ChiarForCausalLM.flops`). Here torch's FlopCounterMode watches what is
 run, under the same convention (`chiaroscuro.mixers.flops`); it is told of the kernels it does not know: real FFTs,
 products of groups of rows with a matrix each, and scaled dot-product attention on the CPU and with the causal triangle
-left out. A kernel that is given a mask
-computes every pair, and is counted so; of the masked tiles of our own kernel, as of a causal one's, the pairs that are
-seen.
+left out. A kernel that is given a mask computes every pair, and is counted so; of the masked tiles of our own kernel,
+as of a causal one's, the pairs that are seen.
 """
 
 import math

@@ -30,8 +30,7 @@ def evaluate_sliding(
     the stride, the more context and the more work; perplexities can be compared only at the same window and stride.
     tokens: ids of one text. token_bytes: bytes of text behind each id (`chiaroscuro.data.token_bytes`), None where they
     are not known. `batch_size` windows are taken at a time, without it up to sixteen. The model is run in evaluation
-    mode. Raises ValueError for a stride outside [1, window) and for a
-    text of less than two tokens.
+    mode. Raises ValueError for a stride outside [1, window) and for a text of less than two tokens.
     """
     if not 1 <= stride < window:
         raise ValueError(f"stride must be at least 1 and less than the window of {window} tokens, got {stride}")
