@@ -109,9 +109,7 @@ def _place(reading: Reading) -> tuple[float, float]:
     return reading.spent.executed / reading.spent.full_total, reading.perplexity or math.nan
 
 
-def write(
-    shelf: Shelf, name: str, prompt: str, tokens: int, temperature: float, seconds: float = 30.0
-) -> Iterator[tuple[str, str]]:
+def write(shelf: Shelf, name: str, prompt: str, tokens: int, temperature: float) -> Iterator[tuple[str, str]]:
     """The text as it is written, and its speed in words."""
     if name == NOBODY:
         yield "", ""
@@ -123,7 +121,7 @@ def write(
         if not prompt:
             raise ValueError("give it something to go on from")
         prompt, notice = _cut(run, prompt, room=tokens)
-        for written in write_text(run.model, run.tokenizer, prompt, tokens, temperature, seconds):
+        for written in write_text(run.model, run.tokenizer, prompt, tokens, temperature):
             html = notice + fragment(written.route, waiting=written.waiting)
             yield html, f"{run.model.config.recipe}: {written.speed:.0f} tokens per second"
     except (ValueError, OSError) as error:

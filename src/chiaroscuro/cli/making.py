@@ -1,23 +1,13 @@
 """Commands that make models: train, compare, convert."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chiaroscuro import tables
-from chiaroscuro.cli.root import (
-    AsJson,
-    BatchSize,
-    Field,
-    app,
-    config_fields,
-    console,
-    free_folder,
-    given,
-    show,
-    sources,
-)
+from chiaroscuro.cli.root import AsJson, app, console, free_folder, given, show, sources
 
 if TYPE_CHECKING:
     from chiaroscuro.training import Run
@@ -55,6 +45,11 @@ TaskName = Annotated[
 Tokenizer = Annotated[
     str | None,
     typer.Option(help="a folder with tokenizer.json, or vocab.json and merges.txt; default: trained on the data"),
+]
+BatchSize = Annotated[int, typer.Option(help="windows per step")]
+Field = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="a field of ChiarConfig that differs from the recipe's; may be repeated"),
 ]
 Steps = Annotated[int, typer.Option(help="optimiser steps")]
 SeqLen = Annotated[int, typer.Option(help="tokens per window")]
@@ -185,6 +180,20 @@ def convert(
     with alone_in(out):
         model.save_pretrained(new_run_folder(out))
     print(f"{model.num_parameters():,} parameters written to {out}")
+
+
+def config_fields(given: list[str] | None) -> dict[str, Any]:
+    """By name what was given as NAME=VALUE; a value that is no JSON is a string. Raises ValueError without a value."""
+    found: dict[str, Any] = {}
+    for each in given or ():
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise ValueError(f"--field takes NAME=VALUE, got {each!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _run_folder(out: Path | None, name: str, resume: bool) -> Path:

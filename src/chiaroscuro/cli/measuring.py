@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from chiaroscuro import tables
-from chiaroscuro.cli.root import AsJson, BatchSize, Heads, HiddenSize, Layers, app, console, given, sources
+from chiaroscuro.cli.root import AsJson, app, console, given, sources
 
 
 @app.command(epilog="Example: chiaroscuro study smoke --processes 2")
@@ -64,10 +64,10 @@ def bench(
     lengths: Annotated[
         list[int] | None, typer.Option("--length", help="tokens; may be repeated; default: the sizes of the target")
     ] = None,
-    batch_size: BatchSize = 1,
-    hidden_size: HiddenSize = 512,
-    layers: Layers = 8,
-    heads: Heads = 8,
+    batch_size: Annotated[int, typer.Option(help="sequences at a time")] = 1,
+    hidden_size: Annotated[int, typer.Option(help="model width")] = 512,
+    layers: Annotated[int, typer.Option(help="number of layers")] = 8,
+    heads: Annotated[int, typer.Option(help="attention heads")] = 8,
     plot: Annotated[Path | None, typer.Option(help="write time against the given lengths to this file")] = None,
     out: Annotated[Path | None, typer.Option(help="write the figures to this file, as JSON")] = None,
     as_json: AsJson = False,

@@ -1,7 +1,6 @@
 """The program itself: how it starts, and what its commands share."""
 
 import gc
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,14 +23,6 @@ console = Console()
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, as train and compare leave it")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
-BatchSize = Annotated[int, typer.Option(help="windows per step")]
-HiddenSize = Annotated[int, typer.Option(help="model width")]
-Layers = Annotated[int, typer.Option(help="number of layers")]
-Heads = Annotated[int, typer.Option(help="attention heads")]
-Field = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="a field of ChiarConfig that differs from the recipe's; may be repeated"),
-]
 
 
 def main() -> None:
@@ -61,20 +52,6 @@ def load(folder: Path) -> "Run":
 def sources(given: list[str] | None) -> dict[str, str]:
     """By name what was given as NAME=DATA; a name alone is its own source."""
     return {name: source or name for name, _, source in (each.partition("=") for each in given or ())}
-
-
-def config_fields(given: list[str] | None) -> dict[str, Any]:
-    """By name what was given as NAME=VALUE; a value that is no JSON is a string. Raises ValueError without a value."""
-    found: dict[str, Any] = {}
-    for each in given or ():
-        name, equals, value = each.partition("=")
-        if not equals:
-            raise ValueError(f"--field takes NAME=VALUE, got {each!r}")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def free_folder(name: str) -> Path:

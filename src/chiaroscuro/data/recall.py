@@ -39,6 +39,11 @@ class RecallExamples(Windows):
         return {"input_ids": ids, "labels": labels}
 
 
+def pairs_of(length: int) -> int:
+    """How many pairs an example of so many tokens has."""
+    return length // 8
+
+
 def generate_recall(
     length: int, vocabulary: int, sizes: dict[str, int] = RECALL_SIZES, seed: int = 0
 ) -> tuple[PreTrainedTokenizerFast, dict[str, RecallExamples]]:
@@ -47,7 +52,7 @@ def generate_recall(
 
     Raises ValueError for examples without a pair, and for a vocabulary that does not hold the keys and values.
     """
-    pairs = length // 8
+    pairs = pairs_of(length)
     if pairs < 1:
         raise ValueError(f"an example of recall needs at least 8 tokens, got {length}")
     if vocabulary < 2 * pairs:

@@ -38,12 +38,10 @@ def evaluate_classifier(
     return Evaluation(nats / len(order), tokens, shares.mean(), accuracy=right / len(order))
 
 
-def evaluate_recall(
-    model: ChiarForCausalLM, examples: RecallExamples, batch_size: int = 32, show_progress: bool = False
-) -> Evaluation:
+def evaluate_recall(model: ChiarForCausalLM, examples: RecallExamples, show_progress: bool = False) -> Evaluation:
     """Every answer of every example once: its loss, and how often it is the likeliest token. The model is run in
     evaluation mode, its thresholds as they are."""
-    nats, right, answers, shares = 0.0, 0, 0, ShareCounter()
+    nats, right, answers, shares, batch_size = 0.0, 0, 0, ShareCounter(), 32
     starts = range(0, len(examples), batch_size)
     with evaluating(model):
         for start in tracked(starts, "evaluating", show_progress):

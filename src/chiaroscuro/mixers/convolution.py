@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from chiaroscuro.mixers.base import NO_CONTEXT, Context
-from chiaroscuro.mixers.flops import Flops
+from chiaroscuro.mixers.flops import Flops, linear_flops
 from chiaroscuro.ops import short_convolution
 
 
@@ -57,4 +57,4 @@ class ShortConvolution(nn.Module):
         return before_BED
 
     def flops(self, tokens: float) -> Flops:
-        return Flops(mixing=2.0 * tokens * self.weight_WD.numel())
+        return Flops(mixing=linear_flops(tokens, *self.weight_WD.shape))

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassi
 from transformers.utils import can_return_tuple
 
 from chiaroscuro.mixers import Flops
+from chiaroscuro.mixers.flops import linear_flops
 from chiaroscuro.modeling.configuration import ChiarConfig
 from chiaroscuro.modeling.layer import RoutingTrace
 from chiaroscuro.modeling.model import ChiarModel, ChiarModelOutput, ChiarPreTrainedModel
@@ -142,7 +143,7 @@ class ChiarForCausalLM(ChiarPreTrainedModel, GenerationMixin):
         self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None, past: int = 0
     ) -> Flops:
         """`ChiarModel.flops`, with the head."""
-        head = 2.0 * batch_size * seq_len * self.config.hidden_size * self.config.vocab_size
+        head = linear_flops(batch_size * seq_len, self.config.hidden_size, self.config.vocab_size)
         return self.model.flops(batch_size, seq_len, routing, past) + Flops(head=head)
 
 
@@ -221,7 +222,8 @@ class ChiarForSequenceClassification(ChiarPreTrainedModel):
     def flops(self, batch_size: int, seq_len: int, routing: tuple[RoutingTrace, ...] | None = None) -> Flops:
         """`ChiarModel.flops`, with the head."""
         D = self.config.hidden_size
-        return self.model.flops(batch_size, seq_len, routing) + Flops(head=2.0 * batch_size * D * (D + self.num_labels))
+        head = linear_flops(batch_size, D, D + self.num_labels)
+        return self.model.flops(batch_size, seq_len, routing) + Flops(head=head)
 
 
 class ChiarForMixedTasks(ChiarForCausalLM):

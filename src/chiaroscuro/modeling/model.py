@@ -20,6 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from chiaroscuro.mixers import Context, Flops, Mixer, ShortConvolution
+from chiaroscuro.mixers.flops import linear_flops
 from chiaroscuro.modeling.cache import RoutedCacheLayer
 from chiaroscuro.modeling.card import CARD, model_card
 from chiaroscuro.modeling.configuration import ChiarConfig
@@ -188,7 +189,7 @@ class ChiarModel(ChiarPreTrainedModel):
         for layer in cast(list[ChiarLayer], self.layers):
             total = total + layer.flops(batch_size, seq_len, traces.get(layer.index), past)
         if self.meta_router is not None:
-            total = total + Flops(routing=2.0 * batch_size * seq_len * self.config.hidden_size)
+            total = total + Flops(routing=linear_flops(batch_size * seq_len, self.config.hidden_size, 1))
         return total
 
     def _cache(self, given: Cache | None, wanted: bool | None) -> Cache | None:

@@ -166,10 +166,10 @@ def _flip_rows(rows: Tensor, chosen: Chosen) -> Tensor:
     return chosen.take(Chosen(chosen.mask_BT.flip(1)).scatter(rows).flip(1))
 
 
-def median_bandwidth(x: Tensor, most: int = 512) -> Tensor:
-    """gamma = 1 / median |x_i - x_j|^2 over pairs of the first `most` vectors of x (..., D): the median heuristic,
-    under which a typical pair has weight 1/e. Vectors that are all alike give 1 / 2D, the value for unit variance."""
-    vectors = x.detach().flatten(0, -2)[:most].to(most_precise(x.device))
+def median_bandwidth(x: Tensor) -> Tensor:
+    """gamma = 1 / median |x_i - x_j|^2 over pairs of the first 512 vectors of x (..., D): the median heuristic, under
+    which a typical pair has weight 1/e. Vectors that are all alike give 1 / 2D, the value for unit variance."""
+    vectors = x.detach().flatten(0, -2)[:512].to(most_precise(x.device))
     distances = torch.pdist(vectors).square()
     median = distances.median() if distances.numel() else distances.new_zeros(())
     return torch.where(median > 0, 1 / median.clamp_min(1e-12), 1 / (2 * x.shape[-1])).to(x.dtype)

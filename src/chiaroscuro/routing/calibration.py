@@ -63,7 +63,9 @@ def calibrate(
     found: list[Calibration] = []
     # Weights that are kept elsewhere until they are needed have no device of their own.
     device = next((each.device for each in model.parameters() if not each.is_meta), input_ids_BT.device)
-    masked = {} if attention_mask_BT is None else {"attention_mask": attention_mask_BT.to(device)}
+    given: dict[str, Any] = {} if attention_mask_BT is None else {"attention_mask": attention_mask_BT.to(device)}
+    if hasattr(model, "config"):  # a model of transformers, which would fill a cache
+        given["use_cache"] = False
 
     def of_tokens(values: Tensor) -> Tensor:
         """(B, T, ...) as rows, those of padding left out."""
@@ -87,5 +89,5 @@ def calibrate(
             for hook in hooks:
                 stack.enter_context(hook)
             # With its head: of a model spread over processes (FSDP) no part may be called before the whole.
-            model(input_ids_BT.to(device), use_cache=False, **masked)
+            model(input_ids_BT.to(device), **given)
     return found

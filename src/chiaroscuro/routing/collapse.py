@@ -21,6 +21,6 @@ def utilisation_entropy(q_O: Tensor) -> Tensor:
     return -(q_O * q_O.clamp_min(torch.finfo(q_O.dtype).tiny).log()).sum()
 
 
-def starving(q_O: Tensor, operators: tuple[str, ...], least: float = 0.01) -> list[str]:
-    """The operators that get less than `least` of the tokens: routing has collapsed when there is one."""
-    return [name for name, q in zip(operators, q_O.tolist(), strict=True) if q < least]
+def starving(q_O: Tensor, operators: tuple[str, ...]) -> list[str]:
+    """The operators that get less than a hundredth of the tokens: routing has collapsed when there is one."""
+    return [name for name, q in zip(operators, q_O.tolist(), strict=True) if q < 0.01]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, one_hot
 
 from chiaroscuro.mixers import NO_CONTEXT, Context
+from chiaroscuro.mixers.flops import linear_flops
 from chiaroscuro.ops.accelerator import without_autocast
 from chiaroscuro.routing.router import Router, ThresholdRouter, register_router
 
@@ -51,7 +52,7 @@ class LearnedRouter(ThresholdRouter):
         self.linear = _Precise(hidden_size, 1, bias=False)
 
     def flops(self, tokens: float) -> float:
-        return 2.0 * tokens * self.hidden_size
+        return linear_flops(tokens, self.hidden_size, 1)
 
     def score(self, x_BTD: Tensor, entropy_BT: Tensor | None, context: Context = NO_CONTEXT) -> Tensor:
         return cast(Tensor, self.linear(x_BTD)).squeeze(-1)
@@ -133,7 +134,7 @@ class SoftRouter(Router):
         self.linear = _Precise(hidden_size + 1, num_operators)
 
     def flops(self, tokens: float) -> float:
-        return 2.0 * tokens * (self.hidden_size + 1) * self.num_operators
+        return linear_flops(tokens, self.hidden_size + 1, self.num_operators)
 
     def probabilities(self, x_BTD: Tensor, entropy_BT: Tensor | None) -> Tensor:
         """(B, T, O), in float32 at least."""

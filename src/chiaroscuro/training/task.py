@@ -34,6 +34,7 @@ from chiaroscuro.data import (
     token_bytes,
     train_tokenizer,
 )
+from chiaroscuro.data.recall import pairs_of
 from chiaroscuro.evaluation import Evaluation, evaluate, evaluate_classifier, evaluate_recall, unigram_perplexity
 from chiaroscuro.modeling import ChiarConfig, ChiarForCausalLM, ChiarForSequenceClassification
 from chiaroscuro.training.plan import TrainingPlan
@@ -166,7 +167,7 @@ class Recall(_OfWindows[RecallExamples]):
         return evaluate_recall(model, self.windows[split], show_progress=show_progress)
 
     def by_chance(self) -> tuple[str, float]:
-        return "accuracy of a guess among the values of the example", 1 / (self.plan.seq_len // 8)
+        return "accuracy of a guess among the values of the example", 1 / pairs_of(self.plan.seq_len)
 
 
 class Classification(Task):
