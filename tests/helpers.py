@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D model channels.
 
 import json
 import multiprocessing
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,3 +120,13 @@ def assert_causal_and_apart(function: Callable[[Tensor], Tensor], x_BTD: Tensor)
         assert not found[b].transpose(0, 1)[[a for a in range(B) if a != b]].any(), "a row reads another"
         assert not found[b, :, b].triu(1).any(), "a token reads the future"
         assert found[b, :, b].diagonal().all(), "a token does not read itself"
+
+
+class Hostile:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.file}",)

@@ -4,7 +4,6 @@ import copy
 import gzip
 import io
 import json
-import os
 import pickle
 import re
 import shutil
@@ -29,6 +28,7 @@ from chiaroscuro.data.imdb import load_imdb
 from chiaroscuro.modeling.convert import convert
 from chiaroscuro.training import TrainingPlan, load_run, prepare, task_of, train
 from chiaroscuro.training.run import started_plan
+from tests.helpers import Hostile
 
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore")]
 CHECKPOINT = Path(__file__).parent / "fixtures" / "checkpoint.pt"
@@ -264,14 +264,6 @@ def test_reviews_that_are_too_deep(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text('{"text": ' + DEEP + "}")
     with pytest.raises(ValueError, match="damaged or holds no reviews"):
         load_imdb(str(tmp_path))
-
-
-class Hostile:
-    def __init__(self, file):
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.file}",)
 
 
 def test_code_in_a_folder_is_not_run(run, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import D, assert_causal_and_apart, ids, reach, tiny_config, tiny_model
+from tests.helpers import D, assert_causal_and_apart, every_keys, ids, reach, tiny_config, tiny_model
 
 from chiaroscuro.mixers import (
     AttentionMixer,
@@ -34,7 +34,6 @@ exec(CODE, {"__name__": "document"})
 
 OPERATORS = ["dct", "rbf", "attention", "window", "none", "identity", "linear", "shift"]
 every_operator = pytest.mark.parametrize("name", OPERATORS)
-every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
 
 
 def build(name: str, **fields: object) -> Mixer:

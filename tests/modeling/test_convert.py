@@ -1,12 +1,12 @@
 """The authors' checkpoint gives the authors' numbers."""
 
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.helpers import Hostile
 
 from chiaroscuro.modeling.convert import convert
 
@@ -41,14 +41,6 @@ def test_a_saved_conversion_keeps_the_numbers(expected, tmp_path):
     assert loaded.dtype == torch.float64
     logits = loaded(torch.from_numpy(expected["input_ids"])).logits
     torch.testing.assert_close(logits, torch.from_numpy(expected["logits"]), atol=1e-6, rtol=0)
-
-
-class Hostile:
-    def __init__(self, file):
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.file}",)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path):

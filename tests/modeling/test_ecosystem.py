@@ -16,7 +16,7 @@ import accelerate
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tests.helpers import ROUTERS, VOCAB, D, ids, tiny_config, tiny_model
+from tests.helpers import ROUTERS, VOCAB, D, every_keys, ids, tiny_config, tiny_model
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -33,7 +33,6 @@ from chiaroscuro.mixers import Context
 from chiaroscuro.modeling import ChiarForMixedTasks
 
 routed_recipes = pytest.mark.parametrize("recipe", ["chiar", "full_attention", "spectral", "v1_three_operator", "v2"])
-every_keys = pytest.mark.parametrize("keys", ["all", "routed"])
 TEXTS = ["The import statement finds a module.", "A class is a mapping of names."] * 20
 
 
