@@ -98,8 +98,13 @@ def _attend_block(
     mask_BQK = torch.arange(end, device=q.device) < visible_BQ[..., None]
     if key_valid_BK is not None:
         mask_BQK = mask_BQK & key_valid_BK[:, None, :end]
-    sighted_BQ1 = mask_BQK.any(-1, keepdim=True)
+    return masked_attention(q, k, v, mask_BQK[:, None], dropout)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention of queries (..., Q, H) to the keys that each has seen, (..., Q, K); zeros where it
+    has seen none."""
+    sighted = seen.any(-1, keepdim=True)
     # A query that sees nothing is shown everything and its output dropped: softmax over no key is not a number.
-    mask_BNQK = (mask_BQK | ~sighted_BQ1)[:, None]
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask_BNQK, dropout_p=dropout)
-    return torch.where(sighted_BQ1[:, None], out, 0.0)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=seen | ~sighted, dropout_p=dropout)
+    return torch.where(sighted, out, 0.0)

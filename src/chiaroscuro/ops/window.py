@@ -5,8 +5,9 @@ Shapes: B batch, N heads, T queries, K keys, H head channels, C blocks, S keys t
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
+from chiaroscuro.ops.attention import masked_attention
 from chiaroscuro.ops.checks import require_finite
 
 
@@ -65,9 +66,6 @@ def _windows(q_BNTH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, there_BK: Tensor, w
     k, v = (pad(x, (0, 0, before, behind)).flatten(0, 1).unfold(1, span, size).mT for x in (k_BNKH, v_BNKH))
     distance = torch.arange(span, device=q.device) - torch.arange(size, device=q.device)[:, None]
     there_BCS = pad(there_BK, (before, behind)).unfold(1, span, size)
-    mask = ((distance >= 0) & (distance < window)) & there_BCS[:, :, None]
-    sighted = mask.any(-1, keepdim=True)
-    # A query that sees nothing is shown everything and its output dropped: softmax over no key is not a number.
-    mask, sighted = (x.repeat_interleave(N if len(x) > 1 else 1, 0) for x in (mask | ~sighted, sighted))
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return torch.where(sighted, out, 0.0).view(B, N, blocks * size, H)[:, :, :T]
+    seen = ((distance >= 0) & (distance < window)) & there_BCS[:, :, None]
+    out = masked_attention(q, k, v, seen.repeat_interleave(N if len(seen) > 1 else 1, 0), dropout)
+    return out.view(B, N, blocks * size, H)[:, :, :T]

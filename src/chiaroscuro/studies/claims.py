@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from chiaroscuro.studies import own_findings as own
 from chiaroscuro.studies import paper_findings as paper
+from chiaroscuro.studies import recall_findings as of_recall
 from chiaroscuro.studies.findings import Finding, Studies
 
 
@@ -241,7 +242,7 @@ CLAIMS = (
         "with half of them at most. A key that is asked for is a token that recurs, so that `recurrence` finds the "
         "questions by itself; at 12.5 % random tokens, and every second one, reach half of them.",
         ("recall",),
-        own.recall,
+        of_recall.recall,
         "More pairs, longer sequences, and training until every arm has learned what it can.",
     ),
     Claim(
@@ -250,7 +251,7 @@ CLAIMS = (
         "The share of tokens that attend is lowered evenly over the first two fifths of training, down to that of the "
         "same arm without it: half of the tokens of one layer of six. Six seeds.",
         ("recall",),
-        own.dense_start,
+        of_recall.dense_start,
         "Training until every arm has learned what it can.",
     ),
     Claim(
